@@ -1,0 +1,88 @@
+"""Write files whole or not at all."""
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from tfedge.errors import FileWriteError
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path that becomes `path` when the block ends, and vanishes when it fails.
+
+    The temporary file lies in the same folder and keeps the suffix of `path`, so that savers which
+    look at the suffix work.
+
+    Args:
+        path: Where the file is to stand. Its folder is made if it does not exist.
+
+    Raises:
+        FileWriteError: The disk is full, the folder is read-only, and the like.
+
+    Example:
+        >>> with writing("out/report.json") as temporary:  # doctest: +SKIP
+        ...     temporary.write_text("{}")
+    """
+    target = Path(path)
+    temporary = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix
+        )
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(target)
+    except OSError as error:
+        raise FileWriteError(_write_failure(target, error)) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
+    """Write `content` to `path` whole or not at all.
+
+    Args:
+        path: Where the file is to stand.
+        content: Bytes, or text that is written as UTF-8.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileWriteError: The file could not be written; what stood at `path` is untouched.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    with writing(path) as temporary:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    return Path(path)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _write_failure(target: Path, error: OSError) -> str:
+    if isinstance(error, FileWriteError):
+        return str(error)
+    reasons = {
+        errno.ENOSPC: "the disk is full. Free some space, or choose another place",
+        errno.EFBIG: "the file would be larger than this process may write. Raise `ulimit -f`",
+        errno.EACCES: "the folder may not be written to. Choose another place",
+        errno.EROFS: "the file system is read-only. Choose another place",
+        errno.EISDIR: "it is a folder. Name a file in it",
+    }
+    reason = reasons.get(error.errno or 0, f"{error.strerror or error}")
+    return f"Could not write `{target}`: {reason}. Nothing was written there."
