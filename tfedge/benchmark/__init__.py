@@ -1,0 +1,266 @@
+"""Measure `.tflite` models side by side: latency, start-up, memory, size.
+
+Every row (model, delegate, threads) is a fresh child process, so that start-up and peak memory are
+those of this model alone. The children take turns in short batches of runs, each round in the
+opposite order, so that a host that slows down or heats up slows all of them.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from tfedge.benchmark.host import HostFacts, host_facts
+from tfedge.benchmark.process import Child
+from tfedge.benchmark.verdicts import verdicts_of
+from tfedge.errors import SettingsError
+from tfedge.inspection import load_bytes
+from tfedge.report import Record, format_bytes
+from tfedge.runtime import check_delegate
+
+__all__ = ["BenchmarkReport", "BenchmarkRow", "HostFacts", "benchmark", "host_facts"]
+
+Model = bytes | str | os.PathLike[str]
+BATCH_SECONDS: Final = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkRow(Record):
+    """One model on one delegate with one number of threads.
+
+    Attributes:
+        model: Its name.
+        delegate: The delegate that was asked for.
+        actual: The delegate that ran it.
+        threads: Threads of the CPU kernels.
+        runtime: Name and version of the runtime.
+        init_ms: Milliseconds to open it: read the graph, prepare kernels, allocate.
+        p50_ms: Median of one run, in milliseconds; setting inputs and reading outputs not included.
+        p90_ms: 90 % of the runs took no longer.
+        p99_ms: 99 % of the runs took no longer.
+        mean_ms: Mean.
+        runs: Timed runs.
+        peak_memory_bytes: Most resident memory that the process needed on top of what it held
+            before it read the model: the file, its tensors and packed weights.
+        size_bytes: Size of the file.
+        nodes_delegated: Operators that the delegate took.
+        nodes_total: Operators of the file.
+    """
+
+    model: str
+    delegate: str
+    actual: str
+    threads: int
+    runtime: str
+    init_ms: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    mean_ms: float
+    runs: int
+    peak_memory_bytes: int
+    size_bytes: int
+    nodes_delegated: int
+    nodes_total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkReport(Record):
+    """Rows that were measured together, and what they say.
+
+    Attributes:
+        rows: One for each model, delegate and number of threads.
+        host: The machine.
+        verdicts: Comparisons in words.
+        notes: What to bear in mind.
+    """
+
+    rows: tuple[BenchmarkRow, ...]
+    host: HostFacts
+    verdicts: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        rows = [
+            f"{row.model} ({row.actual}, {row.threads} threads): p50 {row.p50_ms:.3f} ms, "
+            f"p90 {row.p90_ms:.3f} ms, start {row.init_ms:.1f} ms, "
+            f"peak memory {format_bytes(row.peak_memory_bytes)}, {format_bytes(row.size_bytes)}"
+            for row in self.rows
+        ]
+        return "\n".join([*rows, *self.verdicts, *self.notes])
+
+
+def benchmark(
+    models: Model | Sequence[Model] | Mapping[str, Model],
+    *,
+    delegates: Sequence[str] = ("xnnpack",),
+    threads: Sequence[int] = (1,),
+    runs: int = 200,
+    warmup: int = 10,
+    seconds: float = 5.0,
+    progress: Callable[[int, int], None] | None = None,
+    seed: int = 0,
+) -> BenchmarkReport:
+    """Measure models side by side on this machine.
+
+    Args:
+        models: One model, several, or a dict by name: paths or contents of `.tflite` files.
+        delegates: Each model runs on each of them.
+        threads: Each model runs with each of these numbers of threads.
+        runs: Timed runs of each row.
+        warmup: Runs before them that are not counted.
+        seconds: A row stops earlier when its timed runs have taken so long.
+        progress: Called with (timed runs done, timed runs planned).
+        seed: Seed of the random inputs.
+
+    Returns:
+        A row for each model, delegate and number of threads, with verdicts in words.
+
+    Raises:
+        SettingsError: A setting out of its range.
+        FileFormatError: A file is not there or not sound.
+        DelegateError: A model cannot run on a delegate that was asked for.
+
+    Example:
+        >>> report = benchmark({"float32": "f.tflite", "int8": "i.tflite"})  # doctest: +SKIP
+        >>> report.verdicts  # doctest: +SKIP
+        ('int8 is 1.7× slower than float32 on this host (xnnpack, 1 thread)',)
+    """
+    _check_settings(delegates, threads, runs, warmup, seconds)
+    host = host_facts()
+    contents = {name: load_bytes(model)[0] for name, model in _named(models).items()}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tfedge-")))
+        children = []
+        for job in _jobs(contents, delegates, threads, folder, seed):
+            children.append(stack.enter_context(Child(job)))
+            children[-1].open()
+        for child in children:
+            child.run(warmup)
+        times = _take_turns(children, runs, seconds, progress)
+        rows = tuple(
+            _row(child, times[i], len(contents[child.job["name"]]))
+            for i, child in enumerate(children)
+        )
+    return BenchmarkReport(
+        rows=rows, host=host, verdicts=verdicts_of(rows), notes=tuple(_notes(host, threads))
+    )
+
+
+def _check_settings(
+    delegates: Sequence[str], threads: Sequence[int], runs: int, warmup: int, seconds: float
+) -> None:
+    if isinstance(delegates, str) or not delegates:
+        raise SettingsError(
+            f"`delegates` is a sequence such as ('xnnpack', 'none'). Received: {delegates!r}."
+        )
+    for delegate in delegates:
+        check_delegate(delegate)
+    if isinstance(threads, int) or not threads or min(threads) < 1:
+        raise SettingsError(
+            "`threads` is a sequence of numbers of at least 1, such as (1, 2). "
+            f"Received: {threads!r}."
+        )
+    for name, value, lowest in (("runs", runs, 1), ("warmup", warmup, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+            raise SettingsError(
+                f"`{name}` is a whole number of at least {lowest}. Received: {value!r}."
+            )
+    if not seconds > 0:
+        raise SettingsError(f"`seconds` must be above 0. Received: {seconds!r}.")
+
+
+def _named(models: Model | Sequence[Model] | Mapping[str, Model]) -> dict[str, Model]:
+    if isinstance(models, Mapping):
+        named = {str(name): model for name, model in models.items()}
+    else:
+        single = isinstance(models, bytes | bytearray | str | os.PathLike)
+        given: list[Any] = [models] if single else list(models)  # type: ignore[arg-type]
+        paths = [model for model in given if not isinstance(model, bytes | bytearray)]
+        stems = [Path(path).stem for path in paths]
+        named = {}
+        for index, model in enumerate(given):
+            if isinstance(model, bytes | bytearray):
+                name = f"model {index + 1}"
+            else:
+                name = str(model) if stems.count(Path(model).stem) > 1 else Path(model).stem
+            if name in named:
+                raise SettingsError(f"Each model is given once. Received twice: {name!r}.")
+            named[name] = model
+    if not named:
+        raise SettingsError("`benchmark` needs at least one model. Received: none.")
+    return named
+
+
+def _jobs(
+    contents: Mapping[str, bytes],
+    delegates: Sequence[str],
+    threads: Sequence[int],
+    folder: Path,
+    seed: int,
+) -> Iterator[dict[str, Any]]:
+    for index, content in enumerate(contents.values()):
+        (folder / f"{index}.tflite").write_bytes(content)
+    for delegate in delegates:
+        for count in threads:
+            for index, name in enumerate(contents):
+                yield {
+                    "name": name,
+                    "path": str(folder / f"{index}.tflite"),
+                    "delegate": delegate,
+                    "threads": count,
+                    "seed": seed,
+                }
+
+
+def _take_turns(
+    children: Sequence[Child],
+    runs: int,
+    seconds: float,
+    progress: Callable[[int, int], None] | None,
+) -> list[list[int]]:
+    """Times in nanoseconds of each child; the children run in turns."""
+    times: list[list[int]] = [[] for _ in children]
+    left = list(range(len(children)))
+    while left:
+        for index in left:
+            child, taken = children[index], times[index]
+            size = max(1, min(runs - len(taken), int(BATCH_SECONDS * 1e9 / child.last_ns)))
+            taken += child.run(size)
+            if progress is not None:
+                progress(sum(map(len, times)), runs * len(children))
+        left = [i for i in reversed(left) if len(times[i]) < runs and sum(times[i]) < seconds * 1e9]
+    return times
+
+
+def _row(child: Child, times_ns: Sequence[int], size_bytes: int) -> BenchmarkRow:
+    milliseconds = np.asarray(times_ns) / 1e6
+    p50, p90, p99 = np.percentile(milliseconds, (50, 90, 99))
+    return BenchmarkRow(
+        model=child.job["name"],
+        delegate=child.job["delegate"],
+        threads=child.job["threads"],
+        p50_ms=float(p50),
+        p90_ms=float(p90),
+        p99_ms=float(p99),
+        mean_ms=float(milliseconds.mean()),
+        runs=len(times_ns),
+        peak_memory_bytes=child.finish(),
+        size_bytes=size_bytes,
+        **child.facts,
+    )
+
+
+def _notes(host: HostFacts, threads: Sequence[int]) -> Iterator[str]:
+    if host.load_average is not None and host.load_average > 0.5 * host.cores:
+        yield (
+            f"The host was busy (load {host.load_average:.1f} on {host.cores} cores): trust "
+            "ratios, not milliseconds."
+        )
+    if max(threads) > host.cores:
+        yield f"{max(threads)} threads were asked for on {host.cores} cores."
