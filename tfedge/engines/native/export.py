@@ -1,0 +1,237 @@
+"""Turn a fake-quantised model into plain layers with baked weights, ready to convert."""
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from tfedge.engines.native.fake_quant import (
+    FakeQuantize,
+    QuantizedWeights,
+    folded_offset,
+    folded_scale,
+)
+from tfedge.engines.native.graph import Call, Copies, Graph, build_model, copy_layer, read_graph
+from tfedge.engines.native.lower import TRAINING_ONLY, affine_of
+from tfedge.engines.native.place import WEIGHTS, clip_of, folds_batch_norm
+from tfedge.errors import ConversionError
+
+
+def export_model(model: Any) -> Any:
+    """An own copy of a fake-quantised model in plain layers, for inference only.
+
+    Weights carry their rounded values, batch normalisation is folded into the layer before it or
+    written as a 1×1 depthwise convolution (both are exact in int8), training-only layers are gone.
+    What remains of quantisation are the `FakeQuantize` layers of the activations.
+
+    Args:
+        model: A model from `prepare_quantization`, trained or calibrated.
+
+    Returns:
+        A float32 Keras model whose outputs equal those of `model` at inference.
+
+    Raises:
+        ConversionError: A range was never learned.
+    """
+    graph = read_graph(model)
+    unknown = [
+        call.name
+        for call in graph.calls
+        if isinstance(call.operation, FakeQuantize) and not call.operation.has_range
+    ]
+    if unknown:
+        raise ConversionError(
+            f"{len(unknown)} activation ranges were never learned, the first is {unknown[0]!r}. "
+            "Train the model from `Quantize.prepare`, or calibrate it with data first."
+        )
+    return build_model(_with_index_inputs(graph), _Exporter(graph).emit)
+
+
+def _with_index_inputs(graph: Graph) -> Graph:
+    """The graph with int32 inputs where only an Embedding reads them."""
+    readers = graph.consumers()
+    specs = dict(graph.specs)
+    for index in graph.inputs:
+        if readers[index] and all(_inner(call).kind == "Embedding" for call in readers[index]):
+            spec = specs[index]
+            specs[index] = keras.KerasTensor(spec.shape, dtype="int32", name=spec.name)
+    return dataclasses.replace(graph, specs=specs)
+
+
+class _Exporter:
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.copies = Copies()
+        self.made: dict[str, Any] = {}
+        readers = graph.consumers()
+        calls_of = [id(call.operation) for call in graph.calls]
+        self.folded: dict[str, Call] = {}  # name of a linear layer to its batch normalisation
+        for call in graph.calls:
+            reader = readers[call.outputs[0]][0] if len(readers[call.outputs[0]]) == 1 else None
+            inner = _inner(call)
+            if (
+                reader is not None
+                and len(call.outputs) == 1
+                and call.outputs[0] not in graph.outputs
+                and folds_batch_norm(inner, reader)
+                and all(calls_of.count(id(c.operation)) == 1 for c in (call, reader))
+            ):
+                self.folded[call.name] = reader
+        self.absorbed = {call.name for call in self.folded.values()}
+
+    def emit(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if call.kind in TRAINING_ONLY or call.name in self.absorbed:
+            return args[0]
+        if call.name not in self.made:
+            self.made[call.name] = self._make(call)
+        made = self.made[call.name]
+        kwargs = {k: v for k, v in kwargs.items() if k != "training" and v is not None}
+        return made(*args, **kwargs)
+
+    def _make(self, call: Call) -> Any:
+        layer = call.operation
+        if not call.is_layer:
+            return layer
+        batch_norm = self.folded[call.name].operation if call.name in self.folded else None
+        if isinstance(layer, FakeQuantize) and layer.after_float:
+            range_ = float32(layer)
+            return lambda x: range_(fenced(x))
+        if isinstance(layer, QuantizedWeights):
+            return baked(layer, layer.batch_norm or batch_norm)
+        if batch_norm is not None:
+            return with_batch_norm(layer, batch_norm, {})
+        if call.kind == "BatchNormalization" and _last_axis(call):
+            scale, offset = folded_scale(layer), folded_offset(layer)
+            return affine_layer(call, ops.convert_to_numpy(scale), ops.convert_to_numpy(offset))
+        if call.kind in {"Rescaling", "Normalization"}:
+            scale, offset = affine_of(layer)
+            return affine_layer(call, scale, offset)
+        if clip_of(call) is not None:  # the range behind it clips
+            return float32(layer, max_value=None)
+        if call.kind == "UpSampling2D" and layer.interpolation == "nearest":
+            return enlarge(layer)
+        return float32(layer)
+
+
+def fenced(x: Any) -> Any:
+    """`x` itself, by way of an operator that the converter never makes integer.
+
+    Without it the converter would make an integer operator of the float one that wrote `x`: it does
+    so wherever input and output have ranges. Turning an axis of length 1 around changes nothing.
+    """
+    return ops.squeeze(ops.flip(ops.expand_dims(x, 0), 0), 0)
+
+
+def enlarge(layer: Any) -> Any:
+    """An UpSampling2D as one nearest-neighbour resize instead of a chain of tiles."""
+    rows, columns = layer.size
+
+    def apply(x: Any) -> Any:
+        return ops.image.resize(
+            x,
+            (x.shape[1] * rows, x.shape[2] * columns),
+            interpolation="nearest",
+            data_format=layer.data_format,
+        )
+
+    return apply
+
+
+def _inner(call: Call) -> Call:
+    if not isinstance(call.operation, QuantizedWeights):
+        return call
+    inner = call.operation.layer
+    return Call(inner, call.name, call.args, call.kwargs, call.inputs, call.outputs)
+
+
+def _last_axis(call: Call) -> bool:
+    shape = call.operation.get_build_config()["input_shape"]
+    return call.operation.axis in (-1, len(shape) - 1) and len(shape) in (2, 3, 4)
+
+
+def float32(layer: Any, **changes: Any) -> Any:
+    """A copy of a layer that computes in float32, for inference."""
+    return copy_layer(layer, dtype="float32", trainable=False, **changes)
+
+
+def baked(wrapper: QuantizedWeights, batch_norm: Any) -> Any:
+    """The layer inside a wrapper, its weights rounded, a batch normalisation folded in.
+
+    Args:
+        wrapper: A built `QuantizedWeights`.
+        batch_norm: The BatchNormalization that takes its output, or `None`.
+    """
+    rounded = {
+        name: ops.convert_to_numpy(value) for name, value in wrapper.effective_weights().items()
+    }
+    if batch_norm is not None:
+        return with_batch_norm(wrapper.layer, batch_norm, rounded)
+    layer = float32(wrapper.layer)
+    for name, value in rounded.items():
+        getattr(layer, name).assign(value)
+    return layer
+
+
+def with_batch_norm(layer: Any, batch_norm: Any, weights: dict[str, np.ndarray]) -> Any:
+    """A copy of a linear layer with the batch normalisation behind it folded in.
+
+    Args:
+        layer: A built Dense or convolution with linear activation.
+        batch_norm: A built BatchNormalization over its output channels.
+        weights: `{"kernel": values}` to use instead of the layer's own kernel.
+    """
+    scale = ops.convert_to_numpy(folded_scale(batch_norm))
+    offset = ops.convert_to_numpy(folded_offset(batch_norm))
+    kernel = weights.get("kernel", ops.convert_to_numpy(layer.kernel)).astype(np.float32)
+    bias = ops.convert_to_numpy(layer.bias).astype(np.float32) if layer.use_bias else 0.0
+    kernel = kernel * _over_channels(layer, kernel, scale)
+    return float32(layer, use_bias=True, weights=[kernel, bias * scale + offset])
+
+
+def _over_channels(layer: Any, kernel: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    axis = WEIGHTS[type(layer).__name__]["kernel"]
+    shape = [1] * kernel.ndim
+    if isinstance(axis, tuple):  # depthwise: input channel × multiplier
+        shape[-2:] = kernel.shape[-2:]
+    else:
+        shape[-1 if axis is None else axis] = scale.size
+    return scale.reshape(shape)
+
+
+def affine_layer(call: Call, scale: np.ndarray, offset: np.ndarray) -> Any:
+    """`scale · x + offset` per channel as a 1×1 depthwise convolution, exact in int8.
+
+    Args:
+        call: The Rescaling, Normalization or BatchNormalization call that it stands for.
+        scale: Scalar or one value per channel.
+        offset: Likewise.
+
+    Returns:
+        A callable on a tensor of rank 2, 3 or 4; other ranks keep a plain multiplication.
+    """
+    channels = (
+        call.operation.get_build_config()["input_shape"][-1] if call.operation.built else None
+    )
+
+    def apply(x: Any) -> Any:
+        size = channels or x.shape[-1]
+        if len(x.shape) not in (2, 3, 4) or size is None or any(n is None for n in x.shape[1:]):
+            return layers.Rescaling(scale.tolist(), offset.tolist(), name=call.name)(x)
+        layer = layers.DepthwiseConv2D(1, name=call.name, dtype="float32", trainable=False)
+        shape = tuple(x.shape[1:])
+        image = shape if len(shape) == 3 else (1,) * (3 - len(shape)) + shape
+        layer.build((None, *image))
+        layer.set_weights(
+            [
+                np.broadcast_to(scale, (size,)).reshape(1, 1, size, 1),
+                np.broadcast_to(offset, (size,)),
+            ]
+        )
+        if image == shape:
+            return layer(x)
+        y = layer(layers.Reshape(image, name=f"{call.name}_image")(x))
+        return layers.Reshape(shape, name=f"{call.name}_shape")(y)
+
+    return apply

@@ -1,0 +1,298 @@
+"""Fake quantisation: float values that only take the levels an integer file can hold.
+
+The arithmetic is TensorFlow's `fake_quant_with_min_max_vars`, the same that TFMOT trains with.
+"""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+from keras.saving import deserialize_keras_object, serialize_keras_object
+
+EMA_DECAY = 0.999  # TFMOT's MovingAverageQuantizer
+
+
+def fake_quant_weights(weights: Any, *, axis: int | None, bits: int = 8) -> Any:
+    """Weights rounded to the levels of symmetric, narrow-range integers.
+
+    Args:
+        weights: Float tensor of any shape.
+        axis: Axis with one scale per index (per-channel), or `None` for one scale (per-tensor).
+        bits: Width of the integers; 8 gives the levels -127 … 127.
+
+    Returns:
+        Tensor of the same shape and dtype; its gradient is that of the identity.
+
+    Example:
+        >>> fake_quant_weights(np.float32([[0.004, -1.27]]), axis=None).numpy().round(4).tolist()
+        [[0.0, -1.27]]
+    """
+    values = ops.cast(weights, "float32")
+    if axis is None:
+        top = ops.max(ops.abs(ops.stop_gradient(values)))
+        rounded = tf.quantization.fake_quant_with_min_max_vars(values, -top, top, bits, True)
+        return ops.cast(rounded, weights.dtype)
+    rank = len(values.shape)
+    order = [i for i in range(rank) if i != axis % rank] + [axis % rank]
+    last = axis % rank == rank - 1
+    moved = values if last else ops.transpose(values, order)
+    top = ops.max(ops.abs(ops.stop_gradient(moved)), axis=tuple(range(rank - 1)))
+    rounded = tf.quantization.fake_quant_with_min_max_vars_per_channel(moved, -top, top, bits, True)
+    if not last:
+        rounded = ops.transpose(rounded, np.argsort(order).tolist())
+    return ops.cast(rounded, weights.dtype)
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """One weight of a layer to be quantised.
+
+    Attributes:
+        name: Attribute of the layer, e.g. `"kernel"`.
+        axis: Axis of the per-channel scales; `None` for per-tensor; a pair where two axes
+            together are the channels (depthwise kernels: input channel × multiplier).
+    """
+
+    name: str
+    axis: int | tuple[int, int] | None
+
+    def fake_quant(self, value: Any, bits: int) -> Any:
+        """`value` with the levels of its integers."""
+        if not isinstance(self.axis, tuple):
+            return fake_quant_weights(value, axis=self.axis, bits=bits)
+        shape = value.shape
+        flat = ops.reshape(value, (-1, shape[-2] * shape[-1]))
+        return ops.reshape(fake_quant_weights(flat, axis=1, bits=bits), shape)
+
+
+@keras.saving.register_keras_serializable("tfedge")
+class FakeQuantize(keras.layers.Layer):
+    """Round activations to the levels of asymmetric integers, and learn their range.
+
+    While training, the range is a moving average of each batch's minimum and maximum; the first
+    batches count fully, so that no start value has to be guessed.
+
+    Args:
+        bits: Width of the integers.
+        fixed_range: `(minimum, maximum)` that never moves, e.g. `(0, 255 / 256)` after a sigmoid.
+        after_float: Whether the values come from an operator that is to stay float.
+    """
+
+    def __init__(
+        self,
+        *,
+        bits: int = 8,
+        fixed_range: tuple[float, float] | None = None,
+        after_float: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.after_float = after_float
+        self.bits = bits
+        self.fixed_range = None if fixed_range is None else (fixed_range[0], fixed_range[1])
+        self.supports_masking = True
+        self.observing = False
+
+    def build(self, input_shape: Any) -> None:
+        low, high = self.fixed_range or (0.0, 0.0)
+
+        def variable(name: str, value: float) -> Any:
+            return self.add_weight(
+                name=name,
+                shape=(),
+                dtype="float32",
+                initializer=keras.initializers.Constant(value),
+                trainable=False,
+                autocast=False,
+                aggregation="mean",
+            )
+
+        self.minimum = variable("minimum", low)
+        self.maximum = variable("maximum", high)
+        self.batches = variable("batches", 0.0)
+
+    @property
+    def has_range(self) -> bool:
+        """Whether a range is known: fixed, calibrated or trained."""
+        return self.fixed_range is not None or float(self.batches) > 0
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        values = ops.cast(inputs, "float32")
+        if self.fixed_range is None and (training or self.observing):
+            self._observe(values)
+        if self.observing:
+            return inputs
+        rounded = tf.quantization.fake_quant_with_min_max_vars(
+            values, self.minimum.value, self.maximum.value, self.bits
+        )
+        return ops.cast(rounded, inputs.dtype)
+
+    def _observe(self, values: Any) -> None:
+        keep = ops.minimum(EMA_DECAY, self.batches / (self.batches + 1.0))
+        low = ops.minimum(ops.min(values), 0.0)
+        high = ops.maximum(ops.max(values), 0.0)
+        self.minimum.assign(keep * self.minimum + (1.0 - keep) * low)
+        self.maximum.assign(keep * self.maximum + (1.0 - keep) * high)
+        self.batches.assign_add(1.0)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "bits": self.bits,
+            "fixed_range": self.fixed_range,
+            "after_float": self.after_float,
+        }
+
+
+@keras.saving.register_keras_serializable("tfedge")
+class QuantizedWeights(keras.layers.Layer):
+    """Run a layer with fake-quantised weights, and optionally the BatchNormalization behind it.
+
+    Args:
+        layer: The layer. Its own float weights are what trains.
+        weights: Attribute of the layer to its `WeightSpec` axis.
+        bits: Width of the integers.
+        keep_sparsity: Weights that are zero when this wrapper is built stay zero.
+        batch_norm: A BatchNormalization that takes the output of `layer` and will be folded into
+            it. Its per-channel scale is applied before rounding and undone after, so that the
+            *folded* kernel has one scale.
+    """
+
+    def __init__(
+        self,
+        layer: Any,
+        *,
+        weights: Mapping[str, Any],
+        bits: int = 8,
+        keep_sparsity: bool = False,
+        batch_norm: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("name", layer.name)
+        kwargs.setdefault("dtype", layer.dtype_policy)
+        super().__init__(**kwargs)
+        self.layer = layer
+        self.batch_norm = batch_norm
+        self.specs = tuple(
+            WeightSpec(name, tuple(axis) if isinstance(axis, list) else axis)
+            for name, axis in weights.items()
+        )
+        self.bits = bits
+        self.keep_sparsity = keep_sparsity
+        self.supports_masking = layer.supports_masking
+        self._takes_training = "training" in _call_parameters(layer)
+
+    def build(self, input_shape: Any) -> None:
+        if not self.layer.built:
+            self.layer.build(input_shape)
+        if self.batch_norm is not None and not self.batch_norm.built:
+            self.batch_norm.build(self.layer.compute_output_shape(input_shape))
+        self.masks = []
+        for spec in self.specs if self.keep_sparsity else ():
+            value = getattr(self.layer, spec.name)
+            mask = self.add_weight(
+                name=f"{spec.name}_mask",
+                shape=value.shape,
+                dtype="bool",
+                initializer="ones",
+                trainable=False,
+                autocast=False,
+                aggregation="only_first_replica",
+            )
+            mask.assign(ops.not_equal(value, 0))
+            self.masks.append(mask)
+
+    def effective_weights(self) -> dict[str, Any]:
+        """Attribute name to the masked, rounded tensor that the layer computes with."""
+        return {
+            spec.name: self._effective(spec, mask)
+            for spec, mask in zip(self.specs, self.masks or [None] * len(self.specs), strict=True)
+        }
+
+    def _effective(self, spec: WeightSpec, mask: Any) -> Any:
+        value = ops.convert_to_tensor(getattr(self.layer, spec.name))
+        if mask is not None:
+            value = value * ops.cast(mask, value.dtype)
+        if self.batch_norm is None:
+            return spec.fake_quant(value, self.bits)
+        factor = ops.cast(ops.stop_gradient(folded_scale(self.batch_norm)), value.dtype)
+        factor = ops.where(factor == 0, ops.ones_like(factor), factor)
+        return spec.fake_quant(value * factor, self.bits) / factor
+
+    def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
+        if self._takes_training:
+            kwargs["training"] = training
+        replaced = {id(getattr(self.layer, n)): v for n, v in self.effective_weights().items()}
+        others = [v for v in self.layer.non_trainable_variables if id(v) not in replaced]
+        mapping = [(v, replaced.get(id(v), v.value)) for v in self.layer.variables]
+        with keras.StatelessScope(mapping) as scope:
+            outputs = self.layer(*args, **kwargs)
+        for variable in others:
+            updated = scope.get_current_value(variable)
+            if updated is not None:
+                variable.assign(updated)
+        if self.batch_norm is not None:
+            outputs = self.batch_norm(outputs, training=training)
+        return outputs
+
+    def compute_output_spec(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
+        return self.layer.compute_output_spec(*args, **kwargs)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+        return self.layer.compute_mask(inputs, previous_mask)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "layer": serialize_keras_object(self.layer),
+            "weights": {spec.name: spec.axis for spec in self.specs},
+            "bits": self.bits,
+            "keep_sparsity": self.keep_sparsity,
+            "batch_norm": serialize_keras_object(self.batch_norm) if self.batch_norm else None,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "QuantizedWeights":
+        inner = {
+            name: deserialize_keras_object(config[name]) if config[name] else None
+            for name in ("layer", "batch_norm")
+        }
+        return cls(**{**config, **inner})
+
+
+def folded_scale(batch_norm: Any) -> Any:
+    """Per-channel factor by which a BatchNormalization multiplies at inference.
+
+    Args:
+        batch_norm: A built `keras.layers.BatchNormalization`.
+
+    Returns:
+        Float32 tensor of shape `(channels,)`.
+    """
+    factor = ops.rsqrt(ops.cast(batch_norm.moving_variance, "float32") + batch_norm.epsilon)
+    return factor * ops.cast(batch_norm.gamma, "float32") if batch_norm.scale else factor
+
+
+def folded_offset(batch_norm: Any) -> Any:
+    """Per-channel value that a BatchNormalization adds at inference, after its scale.
+
+    Args:
+        batch_norm: A built `keras.layers.BatchNormalization`.
+
+    Returns:
+        Float32 tensor of shape `(channels,)`.
+    """
+    shift = -ops.cast(batch_norm.moving_mean, "float32") * folded_scale(batch_norm)
+    return shift + ops.cast(batch_norm.beta, "float32") if batch_norm.center else shift
+
+
+def _call_parameters(layer: Any) -> Mapping[str, Any]:
+    return inspect.signature(layer.call).parameters

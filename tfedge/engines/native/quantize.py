@@ -1,0 +1,139 @@
+"""Turn a Keras 3 model into one that trains with fake quantisation, and calibrate its ranges."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import keras
+
+from tfedge.engines.native.fake_quant import FakeQuantize, QuantizedWeights
+from tfedge.engines.native.graph import Call, Copies, Graph, build_model, read_graph
+from tfedge.engines.native.lower import lower
+from tfedge.engines.native.place import LayerRule, Placement, place
+from tfedge.errors import DataError
+
+
+def prepare_quantization(
+    model: Any,
+    *,
+    keep_float: Collection[str] = (),
+    keep_sparsity: bool = False,
+    rules: Mapping[type, LayerRule] | None = None,
+) -> tuple[Any, Placement]:
+    """An own copy of `model` with fake-quantised weights and activations.
+
+    Args:
+        model: A built Functional or Sequential Keras 3 model.
+        keep_float: Names of layers that stay float.
+        keep_sparsity: Weights that are zero now stay zero while training.
+        rules: Class of an own layer to how it is quantised.
+
+    Returns:
+        The model, not compiled, and what was quantised in it.
+
+    Raises:
+        UnsupportedModelError: The model has no graph that can be rebuilt.
+    """
+    whole = frozenset(keep_float)
+    simple = read_graph(lower(read_graph(model), keep=whole))
+    placement = place(simple, keep_float=whole, rules=rules)
+    return insert(simple, placement, keep_sparsity=keep_sparsity), placement
+
+
+def insert(graph: Graph, placement: Placement, *, keep_sparsity: bool) -> Any:
+    """Build the fake-quantised model that a placement describes.
+
+    Args:
+        graph: A graph of simple layers.
+        placement: What to quantise in it.
+        keep_sparsity: Weights that are zero now stay zero.
+    """
+    copies = Copies()
+    wrappers: dict[str, Any] = {}
+    calls = {call.name: call for call in graph.calls}
+    absorbed = frozenset(placement.batch_norms.values())
+    ranges: Counter[str] = Counter()
+
+    def wrapper(call: Call) -> Any:
+        if call.name not in wrappers:
+            batch_norm = placement.batch_norms.get(call.name)
+            wrappers[call.name] = QuantizedWeights(
+                copies.of(call),
+                weights=placement.weights[call.name],
+                keep_sparsity=keep_sparsity,
+                batch_norm=copies.of(calls[batch_norm]) if batch_norm else None,
+                trainable=call.trainable,
+            )
+        return wrappers[call.name]
+
+    def quantized(index: int, tensor: Any, name: str) -> Any:
+        if index not in placement.tensors:
+            return tensor
+        number = ranges[name]
+        ranges[name] += 1
+        name = f"{name}_range_{number}" if number else f"{name}_range"
+        return FakeQuantize(
+            fixed_range=placement.tensors[index],
+            after_float=index in placement.after_float,
+            name=name,
+        )(tensor)
+
+    def emit(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if call.name in absorbed:
+            return args[0]
+        layer = wrapper(call) if call.name in placement.weights else copies.of(call)
+        results = keras.tree.flatten(layer(*args, **kwargs))
+        return [quantized(i, t, call.name) for i, t in zip(call.outputs, results, strict=True)]
+
+    return build_model(graph, emit, on_input=lambda i, t: quantized(i, t, graph.specs[i].name))
+
+
+def calibrate(model: Any, batches: Iterable[Any]) -> int:
+    """Set the learned ranges of a fake-quantised model from data, without training.
+
+    All ranges are taken from one pass of the float computation; weights and batch statistics stay
+    as they are.
+
+    Args:
+        model: A model from `prepare_quantization`.
+        batches: Inputs of the model, batch by batch.
+
+    Returns:
+        How many batches were used.
+
+    Raises:
+        DataError: There was no batch.
+    """
+    layers = [layer for layer in model.layers if isinstance(layer, FakeQuantize)]
+    used = 0
+    for layer in layers:
+        layer.observing = True
+    try:
+        for batch in batches:
+            model(batch, training=False)
+            used += 1
+    finally:
+        for layer in layers:
+            layer.observing = False
+    if not used:
+        raise DataError("Calibration needs at least one batch of inputs. Received: none.")
+    return used
+
+
+def is_quantized(model: Any) -> bool:
+    """Whether a Keras 3 model holds fake quantisation of tfedge."""
+    return any(isinstance(layer, FakeQuantize | QuantizedWeights) for layer in model.layers)
+
+
+def unknown_layers(model: Any) -> tuple[str, ...]:
+    """Names of the layers of a fake-quantised model whose inside training had no rule for."""
+    graph = read_graph(model)
+    own = (FakeQuantize, QuantizedWeights)
+    placement = place(graph)
+    return tuple(
+        dict.fromkeys(
+            call.name
+            for call in graph.calls
+            if call.name in placement.unknown and not isinstance(call.operation, own)
+        )
+    )

@@ -1,0 +1,1 @@
+"""Keras model in, Keras model out; one technique per file."""

@@ -1,0 +1,238 @@
+"""Quantization-aware training: 8-bit weights and activations, TFMOT's default scheme."""
+
+import dataclasses
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from tfedge.data import evaluate
+from tfedge.engines.native.place import LayerRule as LayerRule
+from tfedge.engines.native.place import Placement
+from tfedge.errors import SettingsError, UnsupportedModelError, did_you_mean
+from tfedge.models import check_finite, check_rebuildable, compile_like, keras_of, layers_of
+from tfedge.report import Skipped, StageReport
+from tfedge.stages._base import AbstractTrainedStage, Context
+
+CALIBRATION_BATCH = 32
+
+# What `prepare` found out, for `finish`. A model loaded from a file is looked at anew.
+_PREPARED: "weakref.WeakKeyDictionary[Any, StageReport]" = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantize(AbstractTrainedStage):
+    """Train with the rounding that an int8 file will do.
+
+    Keras 3 models are served natively: each tensor that an integer operator writes gets a range,
+    kernels are rounded per channel (dense kernels per tensor). tf_keras models are served by TFMOT.
+    The wrappers stay until `convert`, so this is the last stage.
+
+    Args:
+        keep_float: Names of layers, or of layer classes, whose operators stay float. Default: none.
+        keep_sparsity: Weights that are zero stay zero: for a model that was pruned. Default: False.
+        rules: Class of an own layer to its `LayerRule`. Default: none.
+        calibrate: Whether `apply` sets the ranges from calibration data before it trains, where
+            there are such data. Default: True.
+
+    Example:
+        >>> stage = Quantize(keep_sparsity=True)
+        >>> prepared = stage.prepare(model)                        # doctest: +SKIP
+        >>> history = prepared.fit(x, y, callbacks=stage.callbacks())  # doctest: +SKIP
+        >>> trained, report = stage.finish(prepared)               # doctest: +SKIP
+    """
+
+    name: ClassVar[str] = "quantize"
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    keep_float: tuple[str, ...] = ()
+    keep_sparsity: bool = False
+    rules: Mapping[type, LayerRule] = field(default_factory=dict)
+    calibrate: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keep_float, str):
+            raise SettingsError(
+                "`Quantize.keep_float` is a sequence of layer names. Received: "
+                f"{self.keep_float!r}. Write `keep_float=({self.keep_float!r},)`."
+            )
+        object.__setattr__(self, "keep_float", tuple(self.keep_float))
+        for cls, rule in self.rules.items():
+            if not isinstance(cls, type) or not isinstance(rule, LayerRule):
+                raise SettingsError(
+                    "`Quantize.rules` maps layer classes to `LayerRule`. Received: "
+                    f"{cls!r}: {rule!r}."
+                )
+
+    def prepare(self, model: Any) -> Any:
+        """An own copy of `model` with fake quantisation in it; compiled if `model` is.
+
+        Args:
+            model: A built Functional or Sequential model of Keras 3 or tf_keras.
+
+        Raises:
+            UnsupportedModelError: The model has no graph that can be rebuilt.
+            ModelError: It has weights that are not finite.
+            SettingsError: `keep_float` names a layer that it does not have.
+        """
+        check_rebuildable(model, "Quantize")
+        check_finite(model)
+        names = tuple(_chosen(model, self.keep_float))
+        native = keras_of(model) == "keras"
+        prepared, report = (self._native if native else self._tfmot)(model, names)
+        compile_like(prepared, model)
+        _PREPARED[prepared] = report
+        return prepared
+
+    def callbacks(self) -> list[Any]:
+        """None: ranges and rounding are part of the model."""
+        return []
+
+    def finish(self, trained: Any) -> tuple[Any, StageReport]:
+        """Report on a trained model. Its wrappers stay: `convert` takes them off.
+
+        Raises:
+            UnsupportedModelError: The model does not come from `prepare`.
+        """
+        check_finite(trained)
+        report = _PREPARED.get(trained)
+        return trained, _looked_up(trained) if report is None else report
+
+    def apply(self, model: Any, context: Context | None = None) -> tuple[Any, StageReport]:
+        """Prepare, calibrate, train and report.
+
+        Args:
+            model: As for `prepare`.
+            context: `fit` to train, calibration data to start from, or both. With a metric and
+                evaluation data, the metric after calibration and after training is recorded.
+
+        Raises:
+            SettingsError: There is neither `fit` nor calibration data.
+        """
+        context = context or Context()
+        calibration = context.data.calibration if context.data and self.calibrate else None
+        if context.fit is None and calibration is None:
+            raise SettingsError(
+                "`Quantize` learns ranges from training or calibration. Received a `Context` "
+                "without `fit` and without `data.calibration`. Give one of them."
+            )
+        prepared = self.prepare(model)
+        metrics: dict[str, Any] = {}
+        if calibration is not None:
+            _calibrate(prepared, (rows[0] for rows in calibration.batches(CALIBRATION_BATCH)))
+            metrics |= _measured(prepared, context, "calibrated")
+        if context.fit is not None:
+            context.fit(prepared, self.callbacks())
+            metrics |= _measured(prepared, context, "trained")
+        trained, report = self.finish(prepared)
+        return trained, _with_metrics(report, metrics)
+
+    def _native(self, model: Any, keep_float: tuple[str, ...]) -> tuple[Any, StageReport]:
+        from tfedge.engines.native.quantize import prepare_quantization
+
+        prepared, placement = prepare_quantization(
+            model, keep_float=keep_float, keep_sparsity=self.keep_sparsity, rules=self.rules
+        )
+        changed, skipped = _sorted_out([layer.name for layer in layers_of(model)], placement)
+        return prepared, StageReport(
+            stage=self.name,
+            changed=changed,
+            skipped=skipped,
+            metrics={
+                "quantized_weights": len(placement.weights),
+                "activation_ranges": len(placement.tensors),
+            },
+        )
+
+    def _tfmot(self, model: Any, keep_float: tuple[str, ...]) -> tuple[Any, StageReport]:
+        from tfedge.engines import tfmot
+
+        prepared, skipped = tfmot.prepare_quantization(
+            model, keep_float=keep_float, keep_sparsity=self.keep_sparsity, rules=self.rules
+        )
+        left = {row.layer for row in skipped}
+        changed = tuple(layer.name for layer in layers_of(model) if layer.name not in left)
+        return prepared, StageReport(
+            stage=self.name, engine="tfmot", changed=changed, skipped=tuple(skipped)
+        )
+
+
+def _calibrate(model: Any, batches: Iterable[Any]) -> None:
+    if keras_of(model) == "keras":
+        from tfedge.engines.native.quantize import calibrate
+    else:
+        from tfedge.engines.tfmot import calibrate
+    calibrate(model, batches)
+
+
+def _chosen(model: Any, keep_float: tuple[str, ...]) -> Iterator[str]:
+    """Names of the layers that `keep_float` means, by name or by class."""
+    layers = layers_of(model)
+    names = {layer.name for layer in layers} | {type(layer).__name__ for layer in layers}
+    for wanted in keep_float:
+        if wanted not in names:
+            raise SettingsError(
+                f"`Quantize.keep_float` names layers or layer classes of the model. Received: "
+                f"{wanted!r}.{did_you_mean(wanted, names)}"
+            )
+    for layer in layers:
+        if layer.name in keep_float or type(layer).__name__ in keep_float:
+            yield layer.name
+
+
+def _sorted_out(
+    names: list[str], placement: Placement
+) -> tuple[tuple[str, ...], tuple[Skipped, ...]]:
+    """Every layer as changed (weights or output quantised) or skipped with the reason."""
+    changed, skipped = [], []
+    for name in names:
+        if name in placement.weights or f"{name}_depthwise" in placement.weights:
+            changed.append(name)
+        elif name in placement.unknown or name not in placement.ranged:
+            merged = "merged into the layer that follows it"
+            skipped.append(Skipped(name, placement.reasons.get(name, merged)))
+        else:
+            changed.append(name)
+    return tuple(changed), tuple(skipped)
+
+
+def _looked_up(trained: Any) -> StageReport:
+    """The report on a model whose preparation happened elsewhere, from the model itself."""
+    if keras_of(trained) != "keras":
+        from tfedge.engines import tfmot
+
+        if not tfmot.is_quantize_aware(trained):
+            raise _not_prepared(trained)
+        return StageReport(stage="quantize", engine="tfmot")
+    from tfedge.engines.native.fake_quant import FakeQuantize, QuantizedWeights
+    from tfedge.engines.native.quantize import is_quantized
+
+    if not is_quantized(trained):
+        raise _not_prepared(trained)
+    layers = layers_of(trained)
+    ranged = {layer.name.partition("_range")[0] for layer in layers if type(layer) is FakeQuantize}
+    changed, skipped = [], []
+    for layer in layers:
+        if isinstance(layer, QuantizedWeights) or layer.name in ranged:
+            changed.append(layer.name)
+        elif not isinstance(layer, FakeQuantize):
+            skipped.append(Skipped(layer.name, "neither its weights nor its output are quantised"))
+    return StageReport(stage="quantize", changed=tuple(changed), skipped=tuple(skipped))
+
+
+def _not_prepared(model: Any) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"`Quantize.finish` takes a model that `Quantize.prepare` made. Received: `{model.name}`, "
+        "which holds no fake quantisation."
+    )
+
+
+def _measured(model: Any, context: Context, when: str) -> dict[str, float]:
+    if context.metric is None or context.data is None or context.data.evaluation is None:
+        return {}
+    value = evaluate(lambda x: model.predict(x, verbose=0), context.data.evaluation, context.metric)
+    return {f"{context.metric.name}_{when}": value}
+
+
+def _with_metrics(report: StageReport, metrics: Mapping[str, Any]) -> StageReport:
+    return dataclasses.replace(report, metrics={**report.metrics, **metrics})
