@@ -1,0 +1,166 @@
+"""One side of a verification: a Keras model or a `.tflite` file, asked for outputs and tensors."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tfedge.errors import DataError, DelegateError
+
+Tensors = list[tuple[str, np.ndarray]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """A model that can be asked for its outputs.
+
+    Attributes:
+        inputs: Names of the inputs, in the model's order.
+        outputs: Names of the outputs, in the model's order.
+        predict: From a list of input arrays to a list of float32 output arrays.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    predict: Callable[[list[np.ndarray]], list[np.ndarray]]
+
+
+def is_file(model: Any) -> bool:
+    """Whether `model` is the path or the content of a `.tflite` file.
+
+    Example:
+        >>> is_file("model.tflite"), is_file(b"TFL3"), is_file(object())
+        (True, True, False)
+    """
+    return isinstance(model, str | bytes | bytearray | os.PathLike)
+
+
+@contextlib.contextmanager
+def opened(model: Any, notes: list[str]) -> Iterator[Side]:
+    """`model` as a `Side`; what is worth knowing about it is added to `notes`."""
+    if not is_file(model):
+        yield _keras_side(model)
+        return
+    from tfedge.runtime import open_model
+
+    try:
+        running = open_model(model, delegate="xnnpack")
+    except DelegateError as error:
+        notes.append(f"Run without a delegate: {error}")
+        running = open_model(model, delegate="none")
+    with running:
+        yield Side(
+            inputs=tuple(info.name for info in running.inputs),
+            outputs=tuple(info.name for info in running.outputs),
+            predict=lambda arrays: listed(running.predict(arrays)),
+        )
+
+
+def _keras_side(model: Any) -> Side:
+    from tfedge.data import Split, check_data
+    from tfedge.models import keras_of
+
+    keras_of(model)  # refuses what is no Keras model
+
+    def predict(arrays: list[np.ndarray]) -> list[np.ndarray]:
+        given = arrays[0] if len(arrays) == 1 else tuple(arrays)
+        check_data(model, Split(given), what="verification")
+        return listed(model.predict(given, batch_size=64, verbose=0))
+
+    names = tuple(str(name) for name in getattr(model, "output_names", None) or ())
+    tensors = getattr(model, "inputs", None) or ()
+    return Side(
+        inputs=tuple(str(tensor.name).split(":")[0] for tensor in tensors),
+        outputs=names,
+        predict=predict,
+    )
+
+
+def listed(outputs: Any) -> list[np.ndarray]:
+    """The outputs of a model as a list of float32 arrays, whatever they came in."""
+    if isinstance(outputs, Mapping):
+        outputs = list(outputs.values())
+    rows = outputs if isinstance(outputs, list | tuple) else [outputs]
+    return [np.asarray(row, np.float32) for row in rows]
+
+
+def arranged(inputs: Any, names: Sequence[str]) -> list[np.ndarray]:
+    """Inputs as a list in the order of `names`.
+
+    Args:
+        inputs: One array, a sequence of arrays in order, or a dict by name.
+        names: The model's names of its inputs; a name of a file (`serving_default_image:0`) is
+            found by the part that equals the key.
+
+    Raises:
+        DataError: There are more or fewer inputs than names, or a key fits none of them.
+
+    Example:
+        >>> [a.tolist() for a in arranged({"b": [2], "a": [1]}, ["serving_default_a:0", "b"])]
+        [[1], [2]]
+    """
+    if not isinstance(inputs, Mapping):
+        rows = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
+        if names and len(rows) != len(names):
+            raise DataError(
+                f"The model takes {len(names)} input(s) ({', '.join(names)}). "
+                f"Received: {len(rows)}. Give one array for each."
+            )
+        return [np.asarray(row) for row in rows]
+    if len(inputs) != len(names):
+        raise DataError(
+            f"The model takes the inputs {', '.join(names)}. "
+            f"Received: {', '.join(map(str, inputs))}."
+        )
+    if set(map(str, inputs)) == set(names):
+        return [np.asarray(inputs[name]) for name in names]
+    by_part = {str(key): np.asarray(value) for key, value in inputs.items()}
+    found = [_key_of(name, list(by_part)) for name in names]
+    if None not in found and len(set(found)) == len(names):
+        return [by_part[key] for key in found if key is not None]
+    if all(
+        name.startswith(("keras_tensor", "args_", "serving_default_keras_tensor")) for name in names
+    ):
+        return list(by_part.values())
+    raise DataError(
+        f"The model takes the inputs {', '.join(names)}. Received: {', '.join(by_part)}. "
+        "Name them alike, or give a list in the model's order."
+    )
+
+
+def _key_of(name: str, keys: list[str]) -> str | None:
+    bare = name.split(":")[0]
+    for lead in ("serving_default_", "args_"):
+        bare = bare.removeprefix(lead)
+    return bare if bare in keys else None
+
+
+def some(inputs: Any, chosen: np.ndarray) -> Any:
+    """The chosen samples of every input, in the form that `inputs` has."""
+    if isinstance(inputs, Mapping):
+        return {name: np.asarray(rows)[chosen] for name, rows in inputs.items()}
+    if isinstance(inputs, list | tuple):
+        return [np.asarray(rows)[chosen] for rows in inputs]
+    return np.asarray(inputs)[chosen]
+
+
+def count(inputs: Any) -> int:
+    """Number of samples.
+
+    Raises:
+        DataError: There is none, or the inputs differ in their number.
+    """
+    if isinstance(inputs, Mapping):
+        rows = list(inputs.values())
+    else:
+        rows = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
+    counts = sorted({len(np.atleast_1d(np.asarray(row))) for row in rows})
+    if len(counts) != 1 or counts[0] == 0:
+        raise DataError(
+            "Every input needs the same number of samples, at least one. "
+            f"Received: {', '.join(map(str, counts)) or 'none'}."
+        )
+    return counts[0]
