@@ -60,11 +60,10 @@ def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
         FileWriteError: The file could not be written; what stood at `path` is untouched.
     """
     data = content.encode() if isinstance(content, str) else content
-    with writing(path) as temporary:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+    with writing(path) as temporary, temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
     return Path(path)
 
 

@@ -53,6 +53,7 @@ class Skipped:
     reason: str
 
     def to_dict(self) -> dict[str, str]:
+        """The two as a dict."""
         return {"layer": self.layer, "reason": self.reason}
 
 
@@ -77,6 +78,7 @@ class StageReport(Record):
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
+        """As `Record.to_dict`."""
         return {**super().to_dict(), "skipped": [row.to_dict() for row in self.skipped]}
 
     def __str__(self) -> str:

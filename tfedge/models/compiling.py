@@ -72,9 +72,9 @@ def own_objects(model: Any) -> dict[str, Any]:
         if isinstance(value, types.FunctionType) and _package(value) not in KERASES:
             found.setdefault(value.__name__, value)
         if isinstance(value, Mapping):
-            waiting += value.values()
+            waiting.extend(value.values())
         elif isinstance(value, list | tuple | set):
-            waiting += value
+            waiting.extend(value)
         elif _is_part_of_keras(value):
             if _package(type(value)) not in KERASES:
                 found.setdefault(type(value).__name__, type(value))

@@ -186,13 +186,12 @@ def _sorted_out(
     """Every layer as changed (weights or output quantised) or skipped with the reason."""
     changed, skipped = [], []
     for name in names:
-        if name in placement.weights or f"{name}_depthwise" in placement.weights:
+        rounded = name in placement.weights or f"{name}_depthwise" in placement.weights
+        if rounded or (name in placement.ranged and name not in placement.reasons):
             changed.append(name)
-        elif name in placement.unknown or name not in placement.ranged:
+        else:
             merged = "merged into the layer that follows it"
             skipped.append(Skipped(name, placement.reasons.get(name, merged)))
-        else:
-            changed.append(name)
     return tuple(changed), tuple(skipped)
 
 

@@ -1,0 +1,150 @@
+"""Bring a trained Keras model; leave with a small, verified `.tflite` file.
+
+The way through::
+
+    Keras model ──stages──▶ smaller Keras model ──convert──▶ .tflite ──▶ device
+                  Prune                           float32 · float16     open_model
+                  Quantize                        dynamic_int8 · int8   verify
+                  FineTune                        int16x8               benchmark
+
+In a script of one's own::
+
+    import tfedge
+
+    data = tfedge.load_dataset("digits")
+    context = tfedge.Context(fit=tfedge.make_fit(data, epochs=10), data=data)
+    model = tfedge.load_model("model.keras")
+    model, report = tfedge.Prune(sparsity=0.8).apply(model, context)
+    model, report = tfedge.Quantize(keep_sparsity=True).apply(model, context)
+    content, report = tfedge.convert(model, mode="int8")
+    print(tfedge.verify(model, content, data.evaluation.x, labels=data.evaluation.y))
+
+Without TensorFlow, from a base install (`inspect_model`, `open_model`, `benchmark`)::
+
+    with tfedge.open_model("model_int8.tflite") as model:
+        probabilities = model.predict(images)
+
+From a shell: `tfedge demo`, `tfedge convert`, `tfedge inspect`, `tfedge verify`,
+`tfedge benchmark`, `tfedge doctor`.
+
+Importing `tfedge` loads no TensorFlow; the names that need it load it when they are used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from tfedge.benchmark import benchmark
+from tfedge.convert import convert
+from tfedge.errors import (
+    ConversionError,
+    DataError,
+    DelegateError,
+    FileFormatError,
+    FileWriteError,
+    FloatOperatorsError,
+    MissingExtraError,
+    ModelError,
+    SettingsError,
+    TfedgeError,
+    TfedgeWarning,
+    TrainingError,
+    UnsafeModelError,
+    UnsupportedModelError,
+    VerificationError,
+)
+from tfedge.inspection import inspect_model
+from tfedge.runtime import open_model
+from tfedge.verify import verify
+
+if TYPE_CHECKING:
+    from tfedge.callbacks import PruneWhileTraining
+    from tfedge.data import Data, Metric, Split, load_calibration, load_dataset
+    from tfedge.models import copy_model, keras_of, load_model, save_model, to_keras3
+    from tfedge.stages._base import Context
+    from tfedge.stages._fit import make_fit
+    from tfedge.stages.finetune import FineTune
+    from tfedge.stages.prune import Prune
+    from tfedge.stages.quantize import LayerRule, Quantize
+
+__version__ = "0.1.0"
+
+# Where the names live that are loaded when they are first used.
+_LAZY = {
+    "Context": "tfedge.stages._base",
+    "Data": "tfedge.data",
+    "FineTune": "tfedge.stages.finetune",
+    "LayerRule": "tfedge.stages.quantize",
+    "Metric": "tfedge.data",
+    "Prune": "tfedge.stages.prune",
+    "PruneWhileTraining": "tfedge.callbacks",
+    "Quantize": "tfedge.stages.quantize",
+    "Split": "tfedge.data",
+    "copy_model": "tfedge.models",
+    "keras_of": "tfedge.models",
+    "load_calibration": "tfedge.data",
+    "load_dataset": "tfedge.data",
+    "load_model": "tfedge.models",
+    "make_fit": "tfedge.stages._fit",
+    "save_model": "tfedge.models",
+    "to_keras3": "tfedge.models",
+}
+
+__all__ = [
+    "Context",
+    "ConversionError",
+    "Data",
+    "DataError",
+    "DelegateError",
+    "FileFormatError",
+    "FileWriteError",
+    "FineTune",
+    "FloatOperatorsError",
+    "LayerRule",
+    "Metric",
+    "MissingExtraError",
+    "ModelError",
+    "Prune",
+    "PruneWhileTraining",
+    "Quantize",
+    "SettingsError",
+    "Split",
+    "TfedgeError",
+    "TfedgeWarning",
+    "TrainingError",
+    "UnsafeModelError",
+    "UnsupportedModelError",
+    "VerificationError",
+    "benchmark",
+    "convert",
+    "copy_model",
+    "inspect_model",
+    "keras_of",
+    "load_calibration",
+    "load_dataset",
+    "load_model",
+    "make_fit",
+    "open_model",
+    "save_model",
+    "to_keras3",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'tfedge' has no attribute {name!r}")
+    try:
+        value = getattr(importlib.import_module(_LAZY[name]), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("tfedge"):
+            raise
+        raise MissingExtraError(
+            f"`tfedge.{name}` needs the package `{error.name}`, which is not installed. "
+            'Run `pip install "tfedge[train]"`.'
+        ) from error
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

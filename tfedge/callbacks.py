@@ -1,0 +1,331 @@
+"""Keras 3 callbacks, one duty each."""
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfedge.data import Split
+from tfedge.engines.native.kernels import Kernel, find_kernels, pruned_kernels
+from tfedge.engines.native.prune_settings import Pruning
+from tfedge.engines.native.pruning import KernelPruner, masks_by_importance, schedules_for
+from tfedge.engines.native.schedules import Schedule, check_fits, in_graph, updates_of
+from tfedge.errors import SettingsError, TrainingError
+
+IMPORTANCE_BATCH = 64
+
+
+@dataclass(frozen=True)
+class PruningRecord:
+    """How the last training with pruning of a model went.
+
+    Attributes:
+        steps: Training steps.
+        sparsity: Share of zeros over the pruned kernels at the end.
+    """
+
+    steps: int
+    sparsity: float
+
+
+_records: weakref.WeakKeyDictionary[Any, PruningRecord] = weakref.WeakKeyDictionary()
+
+
+def last_pruning(model: Any) -> PruningRecord | None:
+    """The record of the last training of `model` under `PruneWhileTraining`, if there was one."""
+    return _records.get(model)
+
+
+class PruneWhileTraining(keras.callbacks.Callback):
+    """Prune the model that is being fitted: any Keras 3 model, subclassed or fitted before.
+
+    Masks are kept inside the traced training step, and updated there, so that a batch costs no
+    Python. Only `scope="global"` and importances other than magnitude update their masks between
+    batches. Steps count from 1 in each `fit`; with `fit(initial_epoch=…)` they go on from there.
+    The weights of the model itself change: that is this callback's purpose. Optimizer state and a
+    constraint of the user's own stay as they are.
+
+    Args:
+        schedule: A callable `step -> (should_prune, sparsity)`, e.g. TFMOT's `PruningSchedule`.
+        sparsity: Instead of a schedule: the fraction of zeros at `end`, in `[0, 1)`.
+        begin: First step (int) or fraction of the training (float).
+        end: Step or fraction at which `sparsity` is reached.
+        frequency: Steps between updates. Default: about 50 updates.
+        layers: Names of the layers to prune. Default: all with a kernel.
+        per_layer: Sparsities of single layers.
+        block_size: Height and width of blocks that go to zero together.
+        pattern: `"2:4"`, applied from the first step on.
+        scope: `"layer"` or `"global"`.
+        importance: `"magnitude"`, `"gradient"`, `"taylor"`, `"entropy"`, `"random"` or a callable.
+        importance_samples: Samples of `data` to look at, at each update of the masks.
+        data: `Split` or `(x, y)` that gradients and activations are taken from.
+        seed: Of random scores and of the samples drawn from `data`.
+
+    Raises:
+        SettingsError: A setting is wrong, or an importance lacks its data.
+        TrainingError: In `fit`: the schedule is longer than the training, or was not carried out.
+
+    Example:
+        >>> callback = PruneWhileTraining(sparsity=0.8, end=0.5)
+        >>> model.fit(x, y, epochs=4, callbacks=[callback])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule | None = None,
+        *,
+        sparsity: float | None = None,
+        begin: int | float = 0.0,
+        end: int | float = 0.75,
+        frequency: int | None = None,
+        layers: Sequence[str] | None = None,
+        per_layer: Mapping[str, float] | None = None,
+        block_size: tuple[int, int] = (1, 1),
+        pattern: str | None = None,
+        scope: str = "layer",
+        importance: str | Callable[[Any, Any, Any], Any] = "magnitude",
+        importance_samples: int = 512,
+        data: Any = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self._settings = Pruning(
+            schedule=schedule,
+            sparsity=sparsity,
+            begin=begin,
+            end=end,
+            frequency=frequency,
+            layers=layers,
+            per_layer=per_layer,
+            block_size=block_size,
+            pattern=pattern,
+            scope=scope,
+            importance=importance,
+            importance_samples=importance_samples,
+        )
+        self._check_asked()
+        self._data = Split(*data) if isinstance(data, tuple | list) else data
+        if self._settings.needs_data() and self._data is None:
+            raise SettingsError(
+                f"`importance={self._settings.importance!r}` looks at data. Received: data=None. "
+                "Give `data=(x, y)`."
+            )
+        self._seed = seed
+        self._pruners: list[KernelPruner] = []
+        self._schedules: list[Schedule] = []
+        self._updates: dict[int, float] = {}
+        self._started = False
+        self._first = 1
+        self._epoch_start = 0
+        self._checked: int | None = None
+        if self._settings.between_batches():
+            # set here and not in the class, where Keras would take it for a need of every fit
+            setattr(self, "on_train_batch_end", self._after_batch)  # noqa: B010
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Put the masks into the training step."""
+        self._started = False
+        kernels, _ = find_kernels(self.model, self._settings, training=True)
+        steps, epochs = self.params.get("steps"), self.params.get("epochs")
+        total = steps * epochs if steps and epochs else None
+        self._schedules = schedules_for(self._settings, kernels, total)
+        self._checked = total
+        if total is not None:
+            self._check_schedules(kernels, total)
+        inside = not self._settings.between_batches()
+        if not inside:
+            self._plan_updates(total)
+        asked = {id(schedule): in_graph(schedule) for schedule in self._schedules}
+        with self.model.distribute_strategy.scope():
+            self._pruners = [
+                KernelPruner(kernel, self._settings, asked[id(schedule)], inside=inside)
+                for kernel, schedule in zip(kernels, self._schedules, strict=True)
+            ]
+        for pruner in self._pruners:
+            pruner.install()
+        self.model.make_train_function(force=True)  # traced before, it would not see the masks
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Update the masks for the first step of the epoch, as no step before it may."""
+        if not self._pruners:
+            return
+        steps = self.params.get("steps")
+        if not self._started:
+            self._started = True
+            self._first = 1 + (epoch * steps if steps else 0)
+            for pruner in self._pruners:
+                pruner.step.assign(self._first)
+            if self._settings.between_batches():
+                self._update_between(self._first)
+        self._epoch_start = int(self._pruners[0].step.numpy()) - 1
+        for pruner in self._pruners:
+            pruner.begin_epoch(steps)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Take the masks out of the training step, and check that they did their work."""
+        pruners, self._pruners = self._pruners, []
+        for pruner in pruners:
+            pruner.uninstall()
+        self.model.make_train_function(force=True)
+        if not pruners or not self._started:
+            return
+        self._check_applied(pruners)
+        for pruner in pruners:
+            pruner.apply()
+        steps = int(pruners[0].step.numpy()) - 1
+        zeros = sum(pruner.kernel.zeros() for pruner in pruners)
+        size = sum(pruner.kernel.size for pruner in pruners)
+        _records[self.model] = PruningRecord(steps=steps, sparsity=zeros / size)
+        if steps != self._checked:
+            self._check_schedules([pruner.kernel for pruner in pruners], steps)
+
+    def _after_batch(self, batch: int, logs: Any = None) -> None:
+        self._update_between(self._epoch_start + batch + 2)
+
+    def _update_between(self, following: int) -> None:
+        """Bring the masks up to the step that follows, and say which update comes next."""
+        if not self._pruners:
+            return
+        due = [step for step in self._updates if step <= following]
+        if due:
+            sparsity = self._updates[max(due)]
+            for step in due:
+                del self._updates[step]
+            masks = masks_by_importance(
+                self.model,
+                [pruner.kernel for pruner in self._pruners],
+                self._settings,
+                self._sparsities(sparsity, max(due)),
+                batches=self._batches(),
+                seed=self._seed,
+            )
+            for pruner, mask in zip(self._pruners, masks, strict=True):
+                pruner.set_mask(mask)
+        if self.model.steps_per_execution == 1 and (due or following == self._first):
+            following_update = min(self._updates, default=0)
+            for pruner in self._pruners:
+                pruner.waiting.assign(following_update)
+
+    def _sparsities(self, sparsity: float, step: int) -> list[float]:
+        if len({id(schedule) for schedule in self._schedules}) == 1:
+            return [sparsity] * len(self._schedules)
+        return [float(in_graph(schedule)(np.int64(step))[1]) for schedule in self._schedules]
+
+    def _batches(self) -> Any:
+        if not self._settings.needs_data():
+            return ()
+        return self._data.take(self._settings.importance_samples, self._seed).batches(
+            IMPORTANCE_BATCH
+        )
+
+    def _check_asked(self) -> None:
+        settings = self._settings
+        asked = (settings.sparsity, settings.schedule, settings.per_layer, settings.pattern)
+        if all(value is None for value in asked):
+            raise SettingsError(
+                "Pruning needs one of `sparsity`, `schedule`, `per_layer` and `pattern`. "
+                "Received: none of them."
+            )
+
+    def _check_schedules(self, kernels: Sequence[Kernel], steps: int) -> None:
+        names = {
+            id(schedule): (schedule, kernel.layer.name)
+            for schedule, kernel in zip(self._schedules, kernels, strict=True)
+        }
+        for schedule, name in names.values():
+            check_fits(schedule, steps, name)
+
+    def _plan_updates(self, total: int | None) -> None:
+        if total is None:
+            raise TrainingError(
+                "Pruning between batches (`scope='global'`, or an importance other than magnitude) "
+                "must know how many steps the training has. Give `steps_per_epoch` to `fit`."
+            )
+        self._updates = {}
+        for schedule in {id(s): s for s in self._schedules}.values():
+            self._updates |= updates_of(schedule, total)
+
+    def _check_applied(self, pruners: Sequence[KernelPruner]) -> None:
+        for pruner in pruners:
+            if int(pruner.step.numpy()) <= self._first:
+                raise TrainingError(
+                    f"The mask of layer {pruner.kernel.layer.name!r} was never applied: no step of "
+                    "the training updated its kernel. It gets no gradient, or a `train_step` of "
+                    "one's own goes past Keras's `optimizer.apply`. Leave it out with `layers`."
+                )
+        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        averaged = optimizer is not None and optimizer.use_ema
+        leaks = [pruner.kernel.layer.name for pruner in pruners if pruner.leaks()]
+        if leaks and not averaged:
+            raise TrainingError(
+                f"Weights that were pruned are back in layer {leaks[0]!r}: after the last step "
+                "another callback replaced them, as `EarlyStopping(restore_best_weights=True)` "
+                "does with the best epoch, which is one of less pruning. Let it start after the "
+                "schedule's end (`start_from_epoch`), or leave the restoring out."
+            )
+
+
+class KeepZeros(keras.callbacks.Callback):
+    """Hold the zeros of pruned kernels while a Keras 3 model trains on.
+
+    What counts is what the kernels are when the training begins: a weight that is exactly zero
+    stays so, in every kernel that has both zeros and other values.
+
+    Example:
+        >>> model.fit(x, y, callbacks=[KeepZeros()])  # doctest: +SKIP
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pruners: list[KernelPruner] = []
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Put the masks into the training step."""
+        with self.model.distribute_strategy.scope():
+            self._pruners = [
+                KernelPruner(kernel, Pruning(), None) for kernel in pruned_kernels(self.model)
+            ]
+        for pruner in self._pruners:
+            pruner.mask.assign(pruner.kernel.variable.numpy() != 0)
+            pruner.install()
+        self.model.make_train_function(force=True)  # traced before, it would not see the masks
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Take the masks out again."""
+        for pruner in self._pruners:
+            pruner.uninstall()
+            pruner.apply()
+        self._pruners = []
+        self.model.make_train_function(force=True)
+
+
+def keep_zeros(keras_name: str) -> Any:
+    """A callback that holds zeros: `KeepZeros`, or its like for tf_keras.
+
+    The variables of tf_keras take no constraint once they are made; so their zeros are restored
+    after each batch.
+
+    Args:
+        keras_name: `"keras"` or `"tf_keras"`.
+    """
+    if keras_name == "keras":
+        return KeepZeros()
+    import tf_keras
+
+    held: list[tuple[Any, Any]] = []
+
+    def begin(logs: Any) -> None:
+        kernels = pruned_kernels(callback.model)
+        held[:] = [(kernel.variable, kernel.variable.numpy() != 0) for kernel in kernels]
+
+    def after_batch(batch: int, logs: Any) -> None:
+        for variable, mask in held:
+            variable.assign(variable * mask)
+
+    callback = tf_keras.callbacks.LambdaCallback(
+        on_train_begin=begin, on_train_batch_end=after_batch
+    )
+    return callback

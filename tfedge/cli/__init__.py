@@ -1,0 +1,155 @@
+"""The command line: `tfedge demo | convert | inspect | verify | benchmark | doctor`.
+
+Exit codes: 0 done, 1 the work failed, 2 wrong usage. Errors are one line on stderr; `--traceback`
+shows where they came from. With `--json`, stdout holds one JSON document and nothing else.
+"""
+
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+import click
+
+from tfedge import __version__
+from tfedge.cli.benchmark import benchmark
+from tfedge.cli.convert import convert
+from tfedge.cli.demo import demo
+from tfedge.cli.doctor import doctor
+from tfedge.cli.inspect import inspect
+from tfedge.cli.verify import verify
+from tfedge.errors import MissingExtraError, TfedgeError, TfedgeWarning
+
+
+class _Failure(click.ClickException):
+    """An error of tfedge, as click shows it."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]  # click declares it on the class
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"tfedge: error: {self.message}", err=True)
+
+
+class _Commands(click.Group):
+    """A group whose commands fail with one line, unless `--traceback` was given."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except TfedgeError as error:
+            if ctx.meta.get("traceback"):
+                raise
+            raise _Failure(str(error), error.exit_code) from error
+        except Exception as error:
+            if ctx.meta.get("traceback"):
+                raise
+            raise _Failure(_unexpected(error), 1) from error
+
+
+def _unexpected(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return str(
+            MissingExtraError(
+                f"The package `{error.name}` is not installed. "
+                'Run `pip install "tfedge[train]"`, then `tfedge doctor`.'
+            )
+        )
+    first = (str(error).strip() or "no message").splitlines()[0][:300]
+    return f"{type(error).__name__}: {first} (see where with --traceback)"
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="tfedge")
+def cli() -> None:
+    """Bring a trained Keras model; leave with a small, verified .tflite file."""
+
+
+for _command in (demo, convert, inspect, verify, benchmark, doctor):
+    cli.add_command(_command)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        argv: The arguments after the program's name. Default: those of this process.
+
+    Returns:
+        0 done, 1 the work failed, 2 wrong usage.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    _set_environment()
+    with tempfile.TemporaryFile() as log:
+        restore = None if "--traceback" in arguments else _hush_native_log(log.fileno())
+        try:
+            cli.main(arguments, prog_name="tfedge")
+        except SystemExit as stop:
+            return stop.code if isinstance(stop.code, int) else 1
+        finally:
+            if restore is not None:
+                _restore_stderr(*restore)
+    return 0
+
+
+def _set_environment() -> None:
+    """Keep the chatter of TensorFlow and other libraries out of a user's terminal."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_CPP_MAX_VLOG_LEVEL", "0")
+    for name in ("tensorflow", "absl", "h5py"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("always", TfedgeWarning)
+    warnings.showwarning = _show_warning
+    handler = logging.StreamHandler(_Stderr())
+    handler.setFormatter(logging.Formatter("tfedge: %(message)s"))
+    logger = logging.getLogger("tfedge")
+    if not logger.handlers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+class _Stderr:
+    """Writes to whatever `sys.stderr` is at that moment."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    if issubclass(category, TfedgeWarning):
+        click.echo(f"tfedge: warning: {message}", err=True)
+
+
+def _hush_native_log(log: int) -> tuple[TextIO, int]:
+    """Send what native code writes to file descriptor 2 into `log`; Python's stderr stays."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    os.dup2(log, 2)
+    before = sys.stderr
+    sys.stderr = os.fdopen(os.dup(kept), "w", buffering=1)
+    return before, kept
+
+
+def _restore_stderr(before: TextIO, kept: int) -> None:
+    sys.stderr.close()
+    sys.stderr = before
+    os.dup2(kept, 2)
+    os.close(kept)

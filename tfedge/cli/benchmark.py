@@ -1,0 +1,114 @@
+"""`tfedge benchmark`: how fast `.tflite` files are on this machine."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tfedge.cli._show import common_options, print_json, print_table, print_text, progress_bar
+from tfedge.report import format_bytes
+
+
+def _words(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in value.split(",") if word.strip())
+
+
+def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in _words(ctx, parameter, value))
+    except ValueError as error:
+        raise click.BadParameter(f"expected numbers such as 1,2. Received: {value!r}.") from error
+
+
+@click.command()
+@click.argument(
+    "files",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+)
+@click.option(
+    "--delegate",
+    "delegates",
+    default="xnnpack",
+    show_default=True,
+    callback=_words,
+    help="One or several, as in none,xnnpack.",
+)
+@click.option(
+    "--threads",
+    default="1",
+    show_default=True,
+    callback=_numbers,
+    help="One or several numbers of threads, as in 1,2.",
+)
+@click.option(
+    "--runs", type=click.IntRange(1), default=200, show_default=True, help="Timed runs of a row."
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.1),
+    default=5.0,
+    show_default=True,
+    help="A row ends earlier when its runs have taken this long.",
+)
+@common_options
+def benchmark(
+    files: tuple[Path, ...],
+    delegates: tuple[str, ...],
+    threads: tuple[int, ...],
+    runs: int,
+    seconds: float,
+    as_json: bool,
+) -> None:
+    """Measure the .tflite FILES side by side: latency, start-up, memory, size."""
+    from tfedge.benchmark import benchmark as measure
+
+    with progress_bar(quiet=as_json) as advance:
+        advance("starting", 0.0)
+        report = measure(
+            files,
+            delegates=delegates,
+            threads=threads,
+            runs=runs,
+            seconds=seconds,
+            progress=lambda done, planned: advance("measuring", done / planned),
+        )
+    if as_json:
+        print_json(report)
+    else:
+        show_benchmark(report)
+
+
+def show_benchmark(report: Any) -> None:
+    """Print the rows of a `BenchmarkReport` and its verdicts."""
+    columns = (
+        "model",
+        "delegate",
+        "threads",
+        "p50 ms",
+        "p90 ms",
+        "p99 ms",
+        "start ms",
+        "peak memory",
+        "size",
+        "delegated",
+    )
+    rows = [
+        (
+            row.model,
+            row.actual,
+            row.threads,
+            f"{row.p50_ms:.3f}",
+            f"{row.p90_ms:.3f}",
+            f"{row.p99_ms:.3f}",
+            f"{row.init_ms:.1f}",
+            format_bytes(row.peak_memory_bytes),
+            format_bytes(row.size_bytes),
+            f"{row.nodes_delegated}/{row.nodes_total}",
+        )
+        for row in report.rows
+    ]
+    print_table("Latency on this machine", columns, rows)
+    for sentence in (*report.verdicts, *report.notes):
+        print_text(sentence)

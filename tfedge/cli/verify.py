@@ -1,0 +1,110 @@
+"""`tfedge verify`: how far a file is from the model it came from."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tfedge.cli._show import common_options, print_json, print_table, print_text, progress_bar
+from tfedge.errors import VerificationError
+
+SHOWN_LAYERS = 40
+
+
+@click.command()
+@click.argument("reference", type=click.Path(exists=True, path_type=Path))
+@click.argument("candidate", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--data",
+    required=True,
+    metavar="DATA",
+    help="Inputs, with labels if there are: an .npz (`x`, `y`), an .npy, a folder of images, a "
+    "data set's name or module:function. Its evaluation split, where it has one; else all of it.",
+)
+@click.option("--metric", help="A metric's name or module:function.  [default: accuracy]")
+@click.option(
+    "--samples", type=click.IntRange(2), default=1000, show_default=True, help="Samples at most."
+)
+@click.option(
+    "--min-agreement",
+    type=click.FloatRange(0, 1),
+    help="Fail (exit code 1) when the argmax agreement is lower.",
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--import", "imports", metavar="MODULE", multiple=True, help="Import it first.")
+@click.option("--unsafe", is_flag=True, help="Load model files that carry code, and run it.")
+@common_options
+def verify(
+    reference: Path,
+    candidate: Path,
+    data: str,
+    metric: str | None,
+    samples: int,
+    min_agreement: float | None,
+    seed: int,
+    imports: tuple[str, ...],
+    unsafe: bool,
+    as_json: bool,
+) -> None:
+    """Send the same inputs through REFERENCE and CANDIDATE (.keras, .h5 or .tflite)."""
+    from tfedge.data import load_evaluation
+    from tfedge.verify import verify as verify_models
+
+    with progress_bar(quiet=as_json) as advance:
+        advance("loading", 0.0)
+        models = [_model(path, unsafe, imports) for path in (reference, candidate)]
+        split = load_evaluation(data).take(samples, seed)
+        advance("comparing", 0.4)
+        report = verify_models(
+            models[0], models[1], split.x, labels=split.y, metric=metric, seed=seed
+        )
+    if as_json:
+        print_json(report)
+    else:
+        _show(report)
+    if min_agreement is not None and (report.agreement or 0.0) < min_agreement:
+        raise VerificationError(
+            f"The argmax agreement must be at least {min_agreement:.2%}. "
+            f"Received: {'none' if report.agreement is None else f'{report.agreement:.2%}'}. "
+            f"{f'Look at `{report.first_parting}` first.' if report.first_parting else ''}"
+        )
+
+
+def _model(path: Path, unsafe: bool, imports: tuple[str, ...]) -> Any:
+    if path.suffix == ".tflite":
+        return path
+    from tfedge.models import load_model
+
+    return load_model(path, unsafe=unsafe, imports=imports)
+
+
+def _show(report: Any) -> None:
+    rows = [
+        (
+            row.name,
+            _percent(row.agreement),
+            _percent(row.control_agreement),
+            f"{row.max_error:.4g}",
+            f"{row.mean_error:.4g}",
+            f"{row.sqnr_db:.1f}",
+        )
+        for row in report.outputs
+    ]
+    columns = ("output", "agreement", "permuted", "max error", "mean error", "SQNR dB")
+    print_table(f"{report.samples} samples", columns, rows)
+    if report.layers:
+        shown = [
+            (row.name, f"{row.sqnr_db:.1f}", f"{row.max_error:.4g}")
+            for row in report.layers[:SHOWN_LAYERS]
+        ]
+        print_table("Inner tensors", ("layer", "SQNR dB", "max error"), shown)
+        left = len(report.layers) - len(shown)
+        if left > 0:
+            print_text(f"and {left} more (--json shows all).")
+    for note in report.notes:
+        print_text(f"Note: {note}")
+    print_text(report.verdict)
+
+
+def _percent(value: float | None) -> str | None:
+    return None if value is None else f"{value:.2%}"

@@ -1,0 +1,131 @@
+"""Train a model on, or train a baseline from scratch."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from tfedge.data import evaluate
+from tfedge.engines.native.kernels import pruned_kernels
+from tfedge.errors import SettingsError
+from tfedge.models import check_finite, copy_model, keras_of, layers_of
+from tfedge.report import Skipped, StageReport
+from tfedge.stages._base import AbstractTrainedStage, Context
+from tfedge.stages._fit import check_learning_rate, last_keras, make_fit, remember_keras
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTune(AbstractTrainedStage):
+    """Train an own copy of a model.
+
+    Args:
+        epochs: Passes over the training data.
+        learning_rate: Default: the model's own; 1e-3 for a model that is not compiled.
+        batch_size: Samples per step.
+        keep_zeros: Weights of pruned kernels that are zero stay zero. A kernel counts as pruned
+            that has both zeros and other values.
+
+    Raises:
+        SettingsError: A setting is out of range.
+
+    Example:
+        >>> model, report = FineTune(epochs=3).apply(model, context)  # doctest: +SKIP
+    """
+
+    name: ClassVar[str] = "finetune"
+    needs: ClassVar[frozenset[str]] = frozenset({"data"})
+
+    epochs: int
+    learning_rate: float | None = None
+    batch_size: int = 32
+    keep_zeros: bool = True
+
+    def __post_init__(self) -> None:
+        for setting in ("epochs", "batch_size"):
+            value = getattr(self, setting)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise SettingsError(
+                    f"`FineTune.{setting}` is a whole number from 1. Received: {value!r}."
+                )
+        check_learning_rate(self.learning_rate)
+
+    def prepare(self, model: Any) -> Any:
+        """An own copy of `model`; compiled if `model` is."""
+        check_finite(model)
+        remember_keras(self, model)
+        return copy_model(model)
+
+    def callbacks(self) -> list[Any]:
+        """What holds the zeros of a pruned model, of the Keras that `prepare` was given last."""
+        if not self.keep_zeros:
+            return []
+        from tfedge.callbacks import keep_zeros
+
+        return [keep_zeros(last_keras(self))]
+
+    def finish(self, trained: Any) -> tuple[Any, StageReport]:
+        """Report on a trained model.
+
+        Raises:
+            ModelError: Its weights are not finite.
+        """
+        check_finite(trained)
+        layers = layers_of(trained)
+        changed = tuple(layer.name for layer in layers if layer.trainable_weights)
+        skipped = tuple(
+            Skipped(layer.name, "frozen" if layer.weights else "no weights")
+            for layer in layers
+            if not layer.trainable_weights
+        )
+        native = keras_of(trained) == "keras"
+        return trained, StageReport(
+            stage=self.name,
+            engine="native" if native else "tfmot",
+            changed=changed,
+            skipped=skipped,
+            metrics={"epochs": self.epochs},
+        )
+
+    def apply(self, model: Any, context: Context | None = None) -> tuple[Any, StageReport]:
+        """Train an own copy of `model` on the data of the context.
+
+        Args:
+            model: A Keras 3 or tf_keras model.
+            context: `data` is needed; with `metric` and evaluation data, the report holds the
+                metric before and after. `fit` is not used: this stage has settings of its own.
+
+        Returns:
+            The trained model and the report.
+
+        Raises:
+            SettingsError: The context has no data.
+            TrainingError: The loss became NaN.
+        """
+        context = self._check_context(context)
+        prepared = self.prepare(model)
+        held = pruned_kernels(prepared) if self.keep_zeros else []
+        fit = make_fit(
+            context.data,  # type: ignore[arg-type]  # `needs` holds it
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            seed=context.seed,
+        )
+        before = _measured(prepared, context, "before")
+        history = fit(prepared, self.callbacks())
+        trained, report = self.finish(prepared)
+        metrics = {**report.metrics, "loss": float(history.history["loss"][-1])}
+        metrics |= before | _measured(trained, context, "trained")
+        names = tuple(dict.fromkeys(kernel.layer.name for kernel in held))
+        notes = (f"The zeros of {', '.join(names)} were kept.",) if names else ()
+        return trained, dataclasses.replace(report, metrics=metrics, notes=notes)
+
+
+def _measured(model: Any, context: Context, when: str) -> dict[str, float]:
+    data = context.data
+    if context.metric is None or data is None or data.evaluation is None:
+        return {}
+
+    def predict(x: Any) -> Any:
+        return model.predict(list(x) if isinstance(x, tuple) else x, verbose=0)
+
+    return {f"{context.metric.name}_{when}": evaluate(predict, data.evaluation, context.metric)}
