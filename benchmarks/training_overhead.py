@@ -4,8 +4,8 @@
 
 Variants take turns within each round, so that a busy machine slows all of them alike; the first
 steps of every turn (tracing) are left out. Medians over rounds × steps, in milliseconds, and
-ratios: native Prune against the same Keras 3 network in plain `fit` (at most 1.1), native Quantize against
-TFMOT on the same network (at most 1.05). Exit code 1 if a claim fails.
+ratios: native Prune against the same Keras 3 network in plain `fit` (at most 1.1), native Quantize
+against TFMOT on the same network (at most 1.05). Exit code 1 if a claim fails.
 """
 
 import argparse
