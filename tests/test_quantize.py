@@ -7,10 +7,13 @@ import pytest
 import tf_keras
 from models import ZOO, inputs_of, labels_of
 
+from tfedge.convert import convert
 from tfedge.data import Data, Split, find_metric
 from tfedge.engines.native.place import LayerRule
 from tfedge.errors import ModelError, SettingsError, UnsupportedModelError
+from tfedge.inspection import read_model
 from tfedge.models import layers_of, load_model, save_model
+from tfedge.runtime import open_model
 from tfedge.stages._base import Context
 from tfedge.stages.quantize import Quantize
 
@@ -158,3 +161,31 @@ class Subclassed(keras.Model):
 def test_a_subclassed_model_is_refused_with_the_reason():
     with pytest.raises(UnsupportedModelError, match="subclassed"):
         Quantize().prepare(Subclassed())
+
+
+def stored_kernels(data):
+    """The int8 kernel of each convolution and dense operator of a file."""
+    model = read_model(data)
+    graph = model.subgraphs[0]
+    seconds = [graph.tensors[o.inputs[1]] for o in graph.operators if len(o.inputs) == 3]
+    return [np.asarray(model.buffers[t.buffer].data, np.uint8).view(np.int8) for t in seconds]
+
+
+def test_int8_files_of_both_engines_hold_the_same_weights_and_agree():
+    files, scores = [], []
+    for kind in (keras, tf_keras):
+        model = ZOO["conv_bn_relu"](kind)
+        x = inputs_of(model, count=64)
+        context = Context(data=Data(calibration=Split(x)))
+        prepared, _ = Quantize().apply(model, context)
+        data, report = convert(prepared)
+        assert report.inspection.is_integer
+        files.append(stored_kernels(data))
+        with open_model(data) as runner:
+            scores.append(runner.predict(x))
+    assert len(files[0]) == 3
+    for ours, theirs in zip(*files, strict=True):
+        steps = np.abs(ours.astype(int) - theirs.astype(int))
+        assert steps.max() <= 1
+        assert (steps == 0).mean() > 0.99
+    np.testing.assert_allclose(*scores, atol=0.03)

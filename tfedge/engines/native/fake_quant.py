@@ -29,8 +29,8 @@ def fake_quant_weights(weights: Any, *, axis: int | None, bits: int = 8) -> Any:
         Tensor of the same shape and dtype; its gradient is that of the identity.
 
     Example:
-        >>> fake_quant_weights(np.float32([[0.004, -1.27]]), axis=None).numpy().round(4).tolist()
-        [[0.0, -1.27]]
+        >>> fake_quant_weights(np.float32([[0.25, 2.75, -127.0]]), axis=None).numpy().tolist()
+        [[0.0, 3.0, -127.0]]
     """
     values = ops.cast(weights, "float32")
     if axis is None:

@@ -255,44 +255,47 @@ def depthwise_half(call: Call) -> Any:
 def pointwise(call: Call) -> Any:
     """A Dense layer on the last axis of images or sequences, as a 1×1 convolution."""
     source = call.operation
-    shape = source.get_build_config()["input_shape"]
-    cls = layers.Conv1D if len(shape) == 3 else layers.Conv2D
-    layer = cls(
+    return _one_by_one(
+        call,
         source.units,
-        1,
-        use_bias=source.use_bias,
+        source.get_build_config()["input_shape"],
+        source.kernel,
         kernel_regularizer=source.kernel_regularizer,
         kernel_constraint=source.kernel_constraint,
-        trainable=call.trainable,
-        name=call.name,
-        dtype=source.dtype_policy,
     )
-    layer.build(shape)
-    kernel = ops.convert_to_numpy(source.kernel)
-    bias = [ops.convert_to_numpy(source.bias)] if source.use_bias else []
-    layer.set_weights([kernel.reshape(layer.kernel.shape), *bias])
-    return layer
 
 
 def pointwise_half(call: Call) -> Any:
     """The 1×1 convolution inside a separable one, with its weights and bias."""
     source = call.operation
-    cls = layers.Conv1D if call.kind == "SeparableConv1D" else layers.Conv2D
-    layer = cls(
+    shape = list(source.get_build_config()["input_shape"])
+    shape[-1 if source.data_format == "channels_last" else 1] = source.pointwise_kernel.shape[-2]
+    return _one_by_one(
+        call,
         source.filters,
-        1,
+        tuple(shape),
+        source.pointwise_kernel,
         data_format=source.data_format,
-        use_bias=source.use_bias,
         kernel_regularizer=source.pointwise_regularizer,
         kernel_constraint=source.pointwise_constraint,
+    )
+
+
+def _one_by_one(
+    call: Call, filters: int, input_shape: tuple[int | None, ...], kernel: Any, **settings: Any
+) -> Any:
+    source = call.operation
+    cls = layers.Conv1D if len(input_shape) == 3 else layers.Conv2D
+    layer = cls(
+        filters,
+        1,
+        use_bias=source.use_bias,
         trainable=call.trainable,
         name=call.name,
         dtype=source.dtype_policy,
+        **settings,
     )
-    shape = list(source.get_build_config()["input_shape"])
-    axis = -1 if source.data_format == "channels_last" else 1
-    shape[axis] = source.pointwise_kernel.shape[-2]
-    layer.build(tuple(shape))
-    weights = [source.pointwise_kernel] + ([source.bias] if source.use_bias else [])
-    layer.set_weights([ops.convert_to_numpy(w) for w in weights])
+    layer.build(input_shape)
+    weights = [ops.reshape(kernel, layer.kernel.shape)]
+    layer.set_weights([*weights, *([source.bias] if source.use_bias else [])])
     return layer
