@@ -121,7 +121,8 @@ def convert(
     check_finite(model)
     samples = None if calibration is None else as_samples(calibration, model)
     aware = _is_quantization_aware(model)
-    notes = _check_mode(mode, aware, samples, model)
+    _check_mode(mode, aware, samples, model)
+    notes: list[str] = []
     say("Preparing the model")
     source, request = _source(model, aware, mode, types, samples, notes)
     say("Converting")
@@ -169,10 +170,15 @@ def _is_quantization_aware(model: Any) -> bool:
         return is_quantized(model)
     from tfedge.engines import tfmot
 
+    if tfmot.is_pruning(model):
+        raise ConversionError(
+            f"`{model.name}` still wears the wrappers of pruning. Take them off with "
+            "`Prune.finish(model)` and convert what it returns."
+        )
     return tfmot.is_quantize_aware(model)
 
 
-def _check_mode(mode: str, aware: bool, samples: Samples | None, model: Any) -> list[str]:
+def _check_mode(mode: str, aware: bool, samples: Samples | None, model: Any) -> None:
     if aware and mode != "int8":
         raise ConversionError(
             f"`{model.name}` was trained for int8: its weights and ranges only fit `mode='int8'`. "
@@ -184,7 +190,6 @@ def _check_mode(mode: str, aware: bool, samples: Samples | None, model: Any) -> 
             "taken from them. Received: none. Give some hundred real inputs, or train with "
             "`tfedge.Quantize` first."
         )
-    return []
 
 
 def _source(
@@ -217,7 +222,10 @@ def _source(
         notes.append(f"Ranges from {len(samples)} calibration samples.")
     inner = unknown_layers(model)
     if inner and samples is not None:
-        notes.append(f"Ranges inside {', '.join(inner)} from {len(samples)} calibration samples.")
+        notes.append(
+            f"There is no rule for the inside of {', '.join(inner)}: ranges there come from "
+            f"{len(samples)} calibration samples, loops stay float."
+        )
     return export_model(model), request.with_ranges_in_graph(inner if samples is not None else ())
 
 

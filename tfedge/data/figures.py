@@ -168,10 +168,10 @@ def _class_labels(y_true: np.ndarray, y_pred: np.ndarray) -> np.ndarray:
             f"(one-hot) for predictions {y_pred.shape}. Received: {y_true.shape}."
         )
     labels = y_true.reshape(y_pred.shape[:-1]).astype(np.int64)
-    if labels.size and (labels.min() < 0 or labels.max() >= classes):
+    if labels.size and (np.min(labels) < 0 or np.max(labels) >= classes):
         raise DataError(
             f"Labels must be class numbers from 0 to {classes - 1} for {classes} scores. Received: "
-            f"{labels.min()} to {labels.max()}."
+            f"{np.min(labels)} to {np.max(labels)}."
         )
     return labels
 

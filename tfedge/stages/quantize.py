@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from tfedge.data import evaluate
+from tfedge.data import check_calibration, evaluate
 from tfedge.engines.native.place import LayerRule as LayerRule
 from tfedge.engines.native.place import Placement
 from tfedge.errors import SettingsError, UnsupportedModelError, did_you_mean
@@ -116,6 +116,8 @@ class Quantize(AbstractTrainedStage):
                 "`Quantize` learns ranges from training or calibration. Received a `Context` "
                 "without `fit` and without `data.calibration`. Give one of them."
             )
+        if calibration is not None and context.data and context.data.train is not None:
+            check_calibration(calibration, context.data.train)
         prepared = self.prepare(model)
         metrics: dict[str, Any] = {}
         if calibration is not None:
