@@ -205,7 +205,8 @@ def test_a_path_that_is_no_file_is_named(path, tmp_path):
 
 def test_the_layout_is_that_of_the_installed_schema():
     def by_number(enum) -> dict[int, str]:
-        return {value: name for name, value in vars(enum).items() if isinstance(value, int)}
+        public = {name: value for name, value in vars(enum).items() if not name.startswith("_")}
+        return {value: name for name, value in public.items() if isinstance(value, int)}
 
     assert dict(enumerate(OPERATORS)) == by_number(schema.BuiltinOperator)
     assert dict(enumerate(BUILTIN_OPTIONS)) == by_number(schema.BuiltinOptions)

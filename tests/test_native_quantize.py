@@ -255,3 +255,23 @@ class Subclassed(keras.Model):
 def test_a_subclassed_model_is_refused_with_the_reason():
     with pytest.raises(UnsupportedModelError, match="Functional and Sequential"):
         read_graph(Subclassed())
+
+
+def test_a_clipped_relu_that_is_kept_float_keeps_its_clip():
+    model = image_model(lambda x: layers.ReLU(1.0, name="clip")(x * 9.0))
+    x = samples_for(model)
+    prepared, _ = prepare_quantization(model, keep_float=("clip",))
+    calibrate(prepared, [x])
+    assert float(np.max(export_model(prepared)(x))) <= 1.0 < float(np.max(x))
+
+
+def test_batch_normalisation_behind_a_shared_layer_is_not_folded():
+    inputs = keras.Input((8, 8, 4), name="image")
+    shared = layers.Conv2D(4, 3, padding="same", name="shared")
+    first, second = shared(inputs), shared(layers.ReLU()(inputs))
+    outputs = layers.Add()([layers.BatchNormalization()(first), second])
+    model = settled(keras.Model(inputs, outputs))
+    x = samples_for(model)
+    prepared, _ = prepare_quantization(model)
+    calibrate(prepared, [x])
+    np.testing.assert_allclose(export_model(prepared)(x), prepared(x), atol=1e-4)

@@ -55,10 +55,12 @@ def frozen(model: Any) -> Any:
             )
         specs.append(tf.TensorSpec([1, *spec.shape[1:]], spec.dtype, name=spec.name))
 
+    by_name = takes_dict(model)
+
     @tf.function(input_signature=specs)
     def inference(*tensors: Any) -> dict[str, Any]:
         inputs = list(tensors) if len(tensors) > 1 else tensors[0]
-        if takes_dict(model):
+        if by_name:
             inputs = {spec.name: tensor for spec, tensor in zip(specs, tensors, strict=True)}
         outputs = tf.nest.flatten(model(inputs, training=False))
         return {f"output_{i:03d}": tf.identity(t) for i, t in enumerate(outputs)}

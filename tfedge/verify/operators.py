@@ -64,7 +64,7 @@ def compare_operators(model: Any, data: bytes, inputs: Any) -> tuple[OperatorDif
     plain = export_model(model)
     ranges = [layer for layer in plain.layers if isinstance(layer, FakeQuantize)]
     graph = read_graph(plain)
-    writers = graph.producers()
+    writers = graph.producers
     sources = {
         call.name: {_source(call.name), *(writers[i].name for i in call.inputs if i in writers)}
         for call in graph.calls

@@ -13,9 +13,9 @@ from tfedge.engines.native.fake_quant import (
     folded_offset,
     folded_scale,
 )
-from tfedge.engines.native.graph import Call, Copies, Graph, build_model, copy_layer, read_graph
+from tfedge.engines.native.graph import Call, Graph, build_model, copy_layer, read_graph
 from tfedge.engines.native.lower import TRAINING_ONLY, affine_of
-from tfedge.engines.native.place import WEIGHTS, clip_of, folds_batch_norm
+from tfedge.engines.native.place import WEIGHTS, clip_of, folded_batch_norm
 from tfedge.errors import ConversionError
 
 
@@ -51,10 +51,12 @@ def export_model(model: Any) -> Any:
 
 def _with_index_inputs(graph: Graph) -> Graph:
     """The graph with int32 inputs where only an Embedding reads them."""
-    readers = graph.consumers()
+    readers = graph.consumers
     specs = dict(graph.specs)
     for index in graph.inputs:
-        if readers[index] and all(_inner(call).kind == "Embedding" for call in readers[index]):
+        if readers[index] and all(
+            isinstance(linear(call), layers.Embedding) for call in readers[index]
+        ):
             spec = specs[index]
             specs[index] = keras.KerasTensor(spec.shape, dtype="int32", name=spec.name)
     return dataclasses.replace(graph, specs=specs)
@@ -63,23 +65,10 @@ def _with_index_inputs(graph: Graph) -> Graph:
 class _Exporter:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.copies = Copies()
         self.made: dict[str, Any] = {}
-        readers = graph.consumers()
-        calls_of = [id(call.operation) for call in graph.calls]
-        self.folded: dict[str, Call] = {}  # name of a linear layer to its batch normalisation
-        for call in graph.calls:
-            reader = readers[call.outputs[0]][0] if len(readers[call.outputs[0]]) == 1 else None
-            inner = _inner(call)
-            if (
-                reader is not None
-                and len(call.outputs) == 1
-                and call.outputs[0] not in graph.outputs
-                and folds_batch_norm(inner, reader)
-                and all(calls_of.count(id(c.operation)) == 1 for c in (call, reader))
-            ):
-                self.folded[call.name] = reader
-        self.absorbed = {call.name for call in self.folded.values()}
+        behind = {call.name: folded_batch_norm(graph, call, linear(call)) for call in graph.calls}
+        self.folded = {name: call.operation for name, call in behind.items() if call is not None}
+        self.absorbed = {call.name for call in behind.values() if call is not None}
 
     def emit(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if call.kind in TRAINING_ONLY or call.name in self.absorbed:
@@ -94,7 +83,7 @@ class _Exporter:
         layer = call.operation
         if not call.is_layer:
             return layer
-        batch_norm = self.folded[call.name].operation if call.name in self.folded else None
+        batch_norm = self.folded.get(call.name)
         if isinstance(layer, FakeQuantize) and layer.after_float:
             range_ = float32(layer)
             return lambda x: range_(fenced(x))
@@ -108,11 +97,17 @@ class _Exporter:
         if call.kind in {"Rescaling", "Normalization"}:
             scale, offset = affine_of(layer)
             return affine_layer(call, scale, offset)
-        if clip_of(call) is not None:  # the range behind it clips
+        if self._is_clipped_by_range(call):
             return float32(layer, max_value=None)
         if call.kind == "UpSampling2D" and layer.interpolation == "nearest":
             return enlarge(layer)
         return float32(layer)
+
+    def _is_clipped_by_range(self, call: Call) -> bool:
+        clip, reader = clip_of(call), self.graph.only_reader(call)
+        if clip is None or reader is None or not isinstance(reader.operation, FakeQuantize):
+            return False
+        return reader.operation.fixed_range == (0.0, clip)
 
 
 def fenced(x: Any) -> Any:
@@ -139,11 +134,9 @@ def enlarge(layer: Any) -> Any:
     return apply
 
 
-def _inner(call: Call) -> Call:
-    if not isinstance(call.operation, QuantizedWeights):
-        return call
-    inner = call.operation.layer
-    return Call(inner, call.name, call.args, call.kwargs, call.inputs, call.outputs)
+def linear(call: Call) -> Any:
+    """The layer that computes: the one inside a wrapper, else the one that is called."""
+    return call.operation.layer if isinstance(call.operation, QuantizedWeights) else call.operation
 
 
 def _last_axis(call: Call) -> bool:

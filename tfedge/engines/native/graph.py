@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import keras
@@ -74,6 +75,7 @@ class Graph:
         """Index of each output tensor."""
         return tuple(ref.index for ref in tree.flatten(self.output_structure))
 
+    @cached_property
     def consumers(self) -> dict[int, list[Call]]:
         """Tensor index to the calls that read it."""
         readers: dict[int, list[Call]] = {index: [] for index in self.specs}
@@ -82,9 +84,21 @@ class Graph:
                 readers[index].append(call)
         return readers
 
+    @cached_property
     def producers(self) -> dict[int, Call]:
         """Tensor index to the call that writes it; inputs of the model are absent."""
         return {index: call for call in self.calls for index in call.outputs}
+
+    def only_reader(self, call: Call) -> Call | None:
+        """The one call that reads what `call` writes, unless the model returns that too."""
+        if len(call.outputs) != 1 or call.outputs[0] in self.outputs:
+            return None
+        readers = self.consumers[call.outputs[0]]
+        return readers[0] if len(readers) == 1 else None
+
+    def is_shared(self, call: Call) -> bool:
+        """Whether the layer of `call` is called elsewhere too."""
+        return sum(other.operation is call.operation for other in self.calls) > 1
 
 
 @dataclass

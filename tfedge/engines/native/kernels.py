@@ -171,7 +171,7 @@ def _why_not(
     ranks = {len(kernel.variable.shape) for kernel in kernels}
     if settings.pattern is not None and not ranks <= {2, 4}:
         return "the 2:4 pattern is defined for kernels of rank 2 and 4 only"
-    if tuple(settings.block_size) != (1, 1) and not all(map(_is_matrix, kernels)):
+    if settings.block_size != (1, 1) and not all(map(_is_matrix, kernels)):
         return "blocks are defined for matrices and 1×1 convolutions only"
     return None
 

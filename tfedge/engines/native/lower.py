@@ -75,8 +75,8 @@ class _Lowering:
     def __post_init__(self) -> None:
         self.copies = Copies()
         self.extra: dict[str, Any] = {}
-        self.readers = self.graph.consumers()
-        self.writers = self.graph.producers()
+        self.readers = self.graph.consumers
+        self.writers = self.graph.producers
 
     def emit(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         kind = call.kind

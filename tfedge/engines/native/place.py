@@ -25,6 +25,7 @@ WEIGHTS: Mapping[str, Mapping[str, Any]] = {
     "Conv2DTranspose": {"kernel": 2},
     "Embedding": {"embeddings": None},
 }
+LINEAR = frozenset(WEIGHTS) - {"Embedding"}
 PASSES = TRAINING_ONLY | frozenset(
     [
         "MaxPooling1D",
@@ -179,9 +180,7 @@ class _Placer:
         self.graph = graph
         self.keep_float = keep_float
         self.rules = rules
-        self.readers = graph.consumers()
-        self.writers = graph.producers()
-        self.outputs = frozenset(graph.outputs)
+        self.readers = graph.consumers
 
     def place(self) -> Placement:
         tensors: dict[int, tuple[float, float] | None] = {}
@@ -252,7 +251,7 @@ class _Placer:
             return "passes values on: it keeps the range of its input"
         if not any(self._is_float(index) for index in call.outputs):
             return "its output is not float"
-        reader = self._only_reader(call)
+        reader = self.graph.only_reader(call)
         if reader is None or reader.name in self.keep_float:
             return None
         if reader is self._folded_batch_norm(call) or (
@@ -264,25 +263,11 @@ class _Placer:
         return None
 
     def _folded_batch_norm(self, call: Call) -> Call | None:
-        reader = self._only_reader(call)
-        if reader is None or reader.name in self.keep_float or call.name in self.keep_float:
-            return None
-        return (
-            reader if folds_batch_norm(call, reader) and self._called_once(call, reader) else None
-        )
-
-    def _called_once(self, *calls: Call) -> bool:
-        operations = [id(c.operation) for c in self.graph.calls]
-        return all(operations.count(id(call.operation)) == 1 for call in calls)
+        reader = folded_batch_norm(self.graph, call)
+        return None if reader is None or reader.name in self.keep_float else reader
 
     def _fuses_relu(self, call: Call) -> bool:
-        return call.kind in WEIGHTS or call.kind in SUMS or call.kind in LINES
-
-    def _only_reader(self, call: Call) -> Call | None:
-        if len(call.outputs) != 1 or call.outputs[0] in self.outputs:
-            return None
-        readers = self.readers[call.outputs[0]]
-        return readers[0] if len(readers) == 1 else None
+        return call.kind in LINEAR or call.kind in SUMS or call.kind in LINES
 
     def _fixed_range(self, call: Call) -> tuple[float, float] | None:
         rule = self.rules.get(type(call.operation))
@@ -329,11 +314,20 @@ def clip_of(call: Call) -> float | None:
     return None if top is None or float(top) == 6.0 else float(top)
 
 
-def folds_batch_norm(call: Call, reader: Call) -> bool:
-    """Whether `reader` is a BatchNormalization over the output channels of linear `call`."""
-    if not call.is_layer or call.kind not in WEIGHTS or reader.kind != "BatchNormalization":
-        return False
-    if call.kind == "Conv1D" and call.operation.data_format != "channels_last":
-        return False
+def folded_batch_norm(graph: Graph, call: Call, layer: Any = None) -> Call | None:
+    """The BatchNormalization that is computed in one operator with a linear layer before it.
+
+    Args:
+        graph: Where both are called; a layer that is called elsewhere too cannot be folded.
+        call: The call of the linear layer, or of a wrapper around it.
+        layer: The linear layer, where `call` calls a wrapper.
+    """
+    layer = call.operation if layer is None else layer
+    reader = graph.only_reader(call)
+    if type(layer).__name__ not in LINEAR or reader is None or reader.kind != "BatchNormalization":
+        return None
+    if graph.is_shared(call) or graph.is_shared(reader):
+        return None
+    channels_last = type(layer).__name__ == "Dense" or layer.data_format == "channels_last"
     rank = len(reader.operation.get_build_config()["input_shape"])
-    return reader.operation.axis in (-1, rank - 1)
+    return reader if channels_last and reader.operation.axis in (-1, rank - 1) else None

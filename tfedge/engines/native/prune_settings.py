@@ -1,5 +1,6 @@
 """Hold and check the settings of pruning, shared by the stage and the callback."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,29 +10,20 @@ from tfedge.errors import SettingsError, did_you_mean
 IMPORTANCES = ("magnitude", "gradient", "taylor", "entropy", "random")
 SCOPES = ("layer", "global")
 PATTERNS = ("2:4",)
+ASKS = ("sparsity", "schedule", "per_layer", "pattern")  # each of them says how much goes
+TIMES = ("begin", "end", "frequency")
+
+# what says the same thing twice, or rules the other out
+CONFLICTS: Mapping[str, tuple[str, ...]] = {
+    "schedule": ("sparsity", "per_layer", *TIMES),
+    "pattern": ("schedule", "per_layer", "scope", "block_size", *TIMES),
+    "scope": ("per_layer", "block_size"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning:
-    """What is pruned, how far, and when.
-
-    Args:
-        sparsity: Fraction of zeros that the kernels end with, in `[0, 1)`.
-        schedule: Instead of `sparsity`: a callable `step -> (should_prune, sparsity)` such as
-            TFMOT's `PruningSchedule` objects; steps count from 1.
-        begin: First step of pruning, as an int; or a float, the fraction of the training.
-        end: Step at which `sparsity` is reached, in the same two ways.
-        frequency: Steps between mask updates. Default: about 50 updates.
-        layers: Names of the layers to prune. Default: every layer with a kernel that can be.
-        per_layer: Sparsities of single layers by name; 0 leaves a layer alone.
-        block_size: Height and width of blocks that go to zero together, in kernels that are
-            matrices.
-        pattern: `"2:4"` for two zeros in every four weights along the input channels.
-        scope: `"layer"` holds the sparsity in every kernel; `"global"` compares the weights of all
-            kernels, so that layers with many small weights lose more.
-        importance: What counts as small: `"magnitude"`, `"gradient"`, `"taylor"`, `"entropy"`,
-            `"random"`, or a callable `(weights, gradients, activations) -> scores` of NumPy arrays.
-        importance_samples: Samples that gradients and activations are taken from at each update.
+    """What is pruned, how far, and when; `Prune` says what each setting means.
 
     Raises:
         SettingsError: A setting is out of range, or two of them contradict each other.
@@ -66,6 +58,7 @@ class Pruning:
                 f"Did you mean [{self.layers!r}]?"
             )
         check_block_size(self.block_size)
+        object.__setattr__(self, "block_size", tuple(self.block_size))
         check_option(self.scope, SCOPES, "scope")
         if self.pattern is not None:
             check_option(self.pattern, PATTERNS, "pattern")
@@ -78,12 +71,37 @@ class Pruning:
         return tuple(dict.fromkeys((*(self.layers or ()), *(self.per_layer or ()))))
 
     def sparsity_of(self, layer: str) -> float | None:
-        """The sparsity that a layer is to end with; `None` where a schedule says it."""
+        """The sparsity that a layer is to end with; `None` where a schedule or nothing says it."""
         if self.pattern is not None:
             return 0.5
         if self.per_layer is not None and layer in self.per_layer:
             return self.per_layer[layer]
         return self.sparsity
+
+    def given(self) -> tuple[str, ...]:
+        """Names of the settings shared with the callback that differ from their defaults."""
+        return tuple(
+            field.name
+            for field in dataclasses.fields(Pruning)
+            if getattr(self, field.name) != field.default
+        )
+
+    def check_asked(self, receiver: str, *more: str) -> None:
+        """Refuse settings that ask for no pruning.
+
+        Args:
+            receiver: Name of the class that was given the settings.
+            more: Names of further settings that ask for some.
+
+        Raises:
+            SettingsError: None of them is given.
+        """
+        asks = (*ASKS, *more)
+        if all(getattr(self, name) is None for name in asks):
+            raise SettingsError(
+                f"`{receiver}` needs one of {', '.join(f'`{name}`' for name in asks)}. "
+                "Received: none of them."
+            )
 
     def between_batches(self) -> bool:
         """Whether mask updates need Python: all kernels at once, or data."""
@@ -101,28 +119,14 @@ class Pruning:
             )
 
     def _check_together(self) -> None:
-        rules = (
-            (self.schedule is not None and self.sparsity is not None, "schedule", "sparsity"),
-            (self.schedule is not None and self.per_layer is not None, "schedule", "per_layer"),
-            (self.pattern is not None and self.schedule is not None, "pattern", "schedule"),
-            (self.pattern is not None and self.per_layer is not None, "pattern", "per_layer"),
-            (self.pattern is not None and self.scope == "global", "pattern", "scope='global'"),
-            (
-                self.pattern is not None and tuple(self.block_size) != (1, 1),
-                "pattern",
-                "block_size",
-            ),
-            (self.scope == "global" and self.per_layer is not None, "scope='global'", "per_layer"),
-            (
-                self.scope == "global" and tuple(self.block_size) != (1, 1),
-                "scope='global'",
-                "block_size",
-            ),
-        )
-        for broken, one, other in rules:
-            if broken:
+        given = self.given()
+        for one, others in CONFLICTS.items():
+            other = next((name for name in others if name in given), None)
+            if one in given and other is not None:
                 raise SettingsError(
-                    f"`{one}` and `{other}` contradict each other. Received both: leave one out."
+                    f"`{one}` and `{other}` contradict each other. Received: "
+                    f"{one}={getattr(self, one)!r}, {other}={getattr(self, other)!r}. Leave one "
+                    "out."
                 )
         if self.pattern is not None and self.sparsity not in (None, 0.5):
             raise SettingsError(

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfedge.data import Split
 from tfedge.engines.native.importance import observe, score_kernels
 from tfedge.engines.native.kernels import Kernel
 from tfedge.engines.native.masks import global_masks, kept_count, kernel_mask
@@ -21,6 +22,8 @@ from tfedge.engines.native.schedules import TOLERANCE, ConstantSparsity, Schedul
 from tfedge.errors import SettingsError
 
 NEVER = -1
+BATCH_SIZE = 64  # samples that an importance looks at together
+TINY = np.float32(1e-30)  # share of the magnitude in other scores: it only decides between equals
 
 
 class KernelPruner:
@@ -29,62 +32,49 @@ class KernelPruner:
     Args:
         kernel: Of a built Keras 3 model.
         settings: What the mask looks like.
-        schedule: Steps and sparsities, as a function of tensors; `None` to hold a fixed mask.
-        inside: Whether masks are updated inside the training step; else the caller does it.
+        schedule: Steps and sparsities, as a function of tensors, by which the mask is updated in
+            the training step; `None` where only the caller sets it.
     """
 
-    def __init__(
-        self,
-        kernel: Kernel,
-        settings: Pruning,
-        schedule: Any,
-        *,
-        inside: bool = True,
-    ) -> None:
+    def __init__(self, kernel: Kernel, settings: Pruning, schedule: Any) -> None:
         self.kernel = kernel
+        self.others: Any = None  # the constraint that the variable had before
         self._settings = settings
         self._schedule = schedule
-        self._inside = inside and schedule is not None
-        self._others = None
-        shape = tuple(kernel.variable.shape)
-        self.mask = _state(np.ones(shape, bool), "mask")
-        self.step = _state(np.int64(1), "step")  # that the next forward pass belongs to
-        self.waiting = _state(np.int64(NEVER), "waiting")  # step whose update happens outside
+        variable = kernel.variable
+        # of the kernel's type, as a product costs half of what a choice by bools does
+        self.mask = _state(np.ones(tuple(variable.shape)), variable.dtype, "mask")
+        self.step = _state(1, "int64", "step")  # that the next forward pass belongs to
+        self.waiting = _state(NEVER, "int64", "waiting")  # step whose update happens outside
 
     def install(self) -> None:
         """Put the mask into the variable's constraint, after a constraint of the user's own."""
-        self._others = unpruned_constraint(self.kernel.variable)
+        self.others = unpruned_constraint(self.kernel.variable)
         self.kernel.variable.constraint = self
 
     def uninstall(self) -> None:
         """Give the variable its own constraint back."""
-        self.kernel.variable.constraint = self._others
-
-    @property
-    def others(self) -> Any:
-        """The constraint that the variable had before."""
-        return self._others
+        self.kernel.variable.constraint = self.others
 
     def __call__(self, variable: Any) -> Any:
         """The masked kernel, at the end of an optimizer step."""
         weights = tf.convert_to_tensor(variable)
-        if self._others is not None:
-            weights = tf.convert_to_tensor(self._others(weights))
+        if self.others is not None:
+            weights = tf.convert_to_tensor(self.others(weights))
         following = tf.convert_to_tensor(self.step) + 1
         self.step.assign(following)
         waits = tf.equal(following, tf.convert_to_tensor(self.waiting))
         mask = tf.convert_to_tensor(self.mask)
-        if self._inside:
-            should, sparsity = self._schedule(following)
-            mask = tf.cond(
-                tf.logical_and(should, tf.logical_not(waits)),
-                lambda: self._mask_of(weights, sparsity),
-                lambda: mask,
-            )
-            self.mask.assign(mask)
-        else:  # the update outside sees the weights before they are masked
-            mask = tf.logical_or(mask, waits)
-        return tf.where(mask, weights, tf.zeros_like(weights))
+        if self._schedule is None:  # the update outside sees the weights before they are masked
+            return tf.cond(waits, lambda: weights, lambda: weights * mask)
+        should, _ = self._schedule(following)
+        new = tf.cond(
+            tf.logical_and(should, tf.logical_not(waits)),
+            lambda: self._mask_at(following, weights),
+            lambda: mask,
+        )
+        self.mask.assign(new)  # not in the branch: replicas cannot assign there
+        return weights * new
 
     def begin_epoch(self, steps: int | None) -> None:
         """Update the mask for the step that opens an epoch, unless that has happened.
@@ -95,37 +85,39 @@ class KernelPruner:
         Args:
             steps: Steps of the epoch; `None` if not known.
         """
+        if self._schedule is None:
+            return
         step = tf.convert_to_tensor(self.step)
         opens_epoch = int(self.waiting.numpy()) in (NEVER, int(step))
-        if self._inside and opens_epoch:
-            should, sparsity = self._schedule(step)
-            if bool(should):
-                self.set_mask(self._mask_of(tf.convert_to_tensor(self.kernel.variable), sparsity))
-        if self._inside:
-            self.waiting.assign(0 if steps is None else int(step) + steps)
+        if opens_epoch and bool(self._schedule(step)[0]):
+            self.update(step)
+        self.waiting.assign(0 if steps is None else int(step) + steps)
+
+    def update(self, step: Any) -> None:
+        """Take the mask that the schedule asks for at a step, and apply it to the weights."""
+        step = tf.cast(step, tf.int64)
+        self.set_mask(self._mask_at(step, tf.convert_to_tensor(self.kernel.variable)))
 
     def set_mask(self, mask: Any) -> None:
-        """Take a new mask and apply it to the weights."""
-        self.mask.assign(mask)
+        """Take a new mask, nonzero where a weight stays, and apply it to the weights."""
+        self.mask.assign(tf.cast(mask, self.mask.dtype))
         self.apply()
 
     def apply(self) -> None:
         """Set the masked weights to zero."""
         weights = tf.convert_to_tensor(self.kernel.variable)
-        mask = tf.convert_to_tensor(self.mask)
-        self.kernel.variable.assign(tf.where(mask, weights, tf.zeros_like(weights)))
+        kept = tf.not_equal(self.mask, 0)
+        self.kernel.variable.assign(tf.where(kept, weights, tf.zeros_like(weights)))  # no -0.0
 
     def leaks(self) -> bool:
         """Whether a weight outside the mask is not zero."""
         weights = tf.convert_to_tensor(self.kernel.variable)
-        outside = tf.logical_not(tf.convert_to_tensor(self.mask))
+        outside = tf.equal(self.mask, 0)
         return bool(tf.reduce_any(tf.logical_and(outside, tf.not_equal(weights, 0))))
 
-    def _mask_of(self, weights: Any, sparsity: Any) -> Any:
-        settings = self._settings
-        return kernel_mask(
-            tf.abs(weights), sparsity, block_size=settings.block_size, pattern=settings.pattern
-        )
+    def _mask_at(self, step: Any, weights: Any) -> Any:
+        _, sparsity = self._schedule(step)
+        return tf.cast(mask_by_scores(tf.abs(weights), sparsity, self._settings), weights.dtype)
 
 
 def unpruned_constraint(variable: Any) -> Any:
@@ -165,13 +157,18 @@ def schedules_for(
     return [shared[sparsity] for sparsity in asked]
 
 
+def mask_by_scores(scores: Any, sparsity: Any, settings: Pruning) -> Any:
+    """The mask of one kernel, in the structure that the settings ask for."""
+    return kernel_mask(scores, sparsity, block_size=settings.block_size, pattern=settings.pattern)
+
+
 def masks_by_importance(
     model: Any,
     kernels: Sequence[Kernel],
     settings: Pruning,
     sparsities: Sequence[float],
     *,
-    batches: Iterable[tuple[Any, ...]] = (),
+    data: Split | None = None,
     seed: int = 0,
 ) -> list[Any]:
     """Masks from any importance, for all kernels at once.
@@ -181,18 +178,24 @@ def masks_by_importance(
         kernels: What is pruned.
         settings: Importance, scope, blocks, pattern.
         sparsities: One per kernel; with the scope `"global"` the first one counts.
-        batches: Data for importances that need them.
-        seed: Of random scores.
+        data: What importances that need data look at.
+        seed: Of random scores and of the samples drawn.
+
+    Returns:
+        Bool arrays of the kernels' shapes. Of weights with score zero, as those behind a dead unit
+        have, the smallest go first.
     """
     weights = [kernel.variable.numpy() for kernel in kernels]
+    batches: Iterable[tuple[Any, ...]] = ()
+    if data is not None and settings.needs_data():
+        batches = data.take(settings.importance_samples, seed).batches(BATCH_SIZE)
     seen = observe(model, kernels, batches, settings.importance)
     scores = score_kernels(settings.importance, kernels, weights, seen, seed=seed)
+    scores = [score + TINY * np.abs(w) for score, w in zip(scores, weights, strict=True)]
     if settings.scope == "global":
         return [mask.numpy() for mask in global_masks(scores, sparsities[0])]
     return [
-        kernel_mask(
-            score, sparsity, block_size=settings.block_size, pattern=settings.pattern
-        ).numpy()
+        mask_by_scores(score, sparsity, settings).numpy()
         for score, sparsity in zip(scores, sparsities, strict=True)
     ]
 
@@ -236,10 +239,7 @@ def shortfall(kernels: Sequence[Kernel], settings: Pruning, asked: Sequence[floa
     for kernel, sparsity in zip(kernels, asked, strict=True):
         values = kernel.variable.numpy()
         floor = max(sparsity - TOLERANCE, 0.0)
-        mask = kernel_mask(
-            np.abs(values), floor, block_size=settings.block_size, pattern=settings.pattern
-        ).numpy()
-        if np.any(values[~mask]):
+        if np.any(values[~mask_by_scores(np.abs(values), floor, settings).numpy()]):
             return (
                 f"layer {kernel.layer.name!r} has sparsity {kernel.zeros() / kernel.size:.4f}, "
                 f"asked was {sparsity:.4f}{_pattern_words(settings)}"
@@ -250,15 +250,15 @@ def shortfall(kernels: Sequence[Kernel], settings: Pruning, asked: Sequence[floa
 def _pattern_words(settings: Pruning) -> str:
     if settings.pattern is not None:
         return f" in the pattern {settings.pattern}"
-    if tuple(settings.block_size) != (1, 1):
+    if settings.block_size != (1, 1):
         return f" in blocks of {settings.block_size[0]}×{settings.block_size[1]}"
     return ""
 
 
-def _state(value: Any, name: str) -> Any:
+def _state(value: Any, dtype: str, name: str) -> Any:
     return keras.Variable(
         value,
-        dtype=str(value.dtype),
+        dtype=dtype,
         trainable=False,
         aggregation="only_first_replica",  # every replica computes the same from the same weights
         name=name,

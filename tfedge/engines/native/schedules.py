@@ -5,7 +5,7 @@ the schedule as a scalar int64 tensor, so TFMOT's `PruningSchedule` objects serv
 two classes here have the same fields and arithmetic and need no TFMOT.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -225,14 +225,52 @@ def final_sparsity(schedule: Schedule) -> float:
     return float(sparsity)
 
 
-def check_fits(schedule: Schedule, total_steps: int, layer: str) -> None:
-    """Refuse a schedule that does not reach its end within the training.
+def in_graph(schedule: Schedule) -> Any:
+    """A schedule as a function of tensors, plain Python control flow in it included."""
+
+    @tf.function
+    def ask(step: Any) -> Any:
+        should, sparsity = schedule(step)
+        return tf.cast(should, tf.bool), tf.cast(sparsity, tf.float32)
+
+    return ask
+
+
+def steps_of_training(params: Mapping[str, Any]) -> int | None:
+    """How many steps a training has, by the `params` of a Keras callback; `None` if not known.
+
+    Example:
+        >>> steps_of_training({"epochs": 4, "steps": 25}), steps_of_training({"epochs": 4})
+        (100, None)
+    """
+    steps, epochs = params.get("steps"), params.get("epochs")
+    return steps * epochs if steps and epochs else None
+
+
+def updates_in_training(
+    schedules: Sequence[Schedule], layers: Sequence[str], total_steps: int
+) -> list[dict[int, float]]:
+    """As `updates_of`, for the schedules of a model, each of which must reach its end.
+
+    Args:
+        schedules: One per kernel; one that several kernels share is looked at once.
+        layers: Names of the kernels' layers.
+        total_steps: Steps of the training.
 
     Raises:
         TrainingError: No update falls into the training, or the last one stops short of the end.
     """
-    updates = updates_of(schedule, total_steps)
-    asked = final_sparsity(schedule)
+    plans: dict[int, dict[int, float]] = {}
+    for schedule, layer in zip(schedules, layers, strict=True):
+        if id(schedule) not in plans:
+            plans[id(schedule)] = updates = updates_of(schedule, total_steps)
+            _check_reaches_end(updates, final_sparsity(schedule), total_steps, layer)
+    return [plans[id(schedule)] for schedule in schedules]
+
+
+def _check_reaches_end(
+    updates: Mapping[int, float], asked: float, total_steps: int, layer: str
+) -> None:
     if not updates:
         raise TrainingError(
             f"The pruning schedule of layer {layer!r} has no update within this training of "
@@ -247,17 +285,6 @@ def check_fits(schedule: Schedule, total_steps: int, layer: str) -> None:
             f"{reached:.4g} of {asked:.4g}. Train longer, let it end earlier, or choose a "
             "`frequency` that divides `end - begin`."
         )
-
-
-def in_graph(schedule: Schedule) -> Any:
-    """A schedule as a function of tensors, plain Python control flow in it included."""
-
-    @tf.function
-    def ask(step: Any) -> Any:
-        should, sparsity = schedule(step)
-        return tf.cast(should, tf.bool), tf.cast(sparsity, tf.float32)
-
-    return ask
 
 
 def _is_turn(step: Any, begin: int, end: int, frequency: int) -> Any:
