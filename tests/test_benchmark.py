@@ -100,6 +100,8 @@ def test_paths_are_named_by_their_stems_or_in_full_where_these_are_equal(large_f
         ({"delegates": "xnnpack"}, SettingsError, "sequence such as"),
         ({"threads": 2}, SettingsError, "sequence of numbers"),
         ({"threads": (0,)}, SettingsError, r"Received: \(0,\)"),
+        ({"threads": ("two",)}, SettingsError, "sequence of numbers"),
+        ({"seconds": "long"}, SettingsError, "`seconds` must be above 0"),
         ({"runs": 0}, SettingsError, "`runs` is a whole number of at least 1"),
         ({"warmup": -1}, SettingsError, "`warmup`"),
         ({"seconds": 0}, SettingsError, "`seconds` must be above 0"),

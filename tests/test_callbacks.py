@@ -165,6 +165,41 @@ def test_a_fit_that_goes_on_counts_on():
     assert last_pruning(model).steps == 24
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"end": 12, "frequency": 1}, {"end": 31, "frequency": 10}, {"end": 12, "scope": "global"}],
+    ids=["past the end", "between updates", "global"],
+)
+def test_a_fit_that_goes_on_starts_with_the_zeros_of_the_one_before(settings):
+    model, seen = dense(optimizer=keras.optimizers.SGD(0.5)), []
+    watch = keras.callbacks.LambdaCallback(
+        on_train_batch_begin=lambda batch, logs: seen.append(model.layers[0].get_weights()[0] == 0)
+    )
+    settings = {"sparsity": 0.8, "begin": 1, **settings}
+    if settings["end"] == 12:
+        fit(model, PruneWhileTraining(**settings), epochs=4)  # steps 1 to 24
+    else:
+        with pytest.raises(TrainingError, match="step 21 of 24"):
+            fit(model, EndAtStep(24), PruneWhileTraining(**settings), epochs=6)
+    before = model.layers[0].get_weights()[0] == 0
+    fit(model, PruneWhileTraining(**settings), watch, epochs=6, initial_epoch=4)
+    assert before.mean() > 0.5
+    assert all(np.array_equal(before, zeros) for zeros in seen[:6])
+    kernels = [model.get_layer(n).get_weights()[0] for n in ("hidden_1", "hidden_2", "classes")]
+    assert (np.concatenate(kernels, axis=None) == 0).mean() == pytest.approx(0.8, abs=0.005)
+
+
+class EndAtStep(keras.callbacks.Callback):
+    """Stops a training after some steps, at the end of the epoch."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.steps = steps
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.stop_training = (epoch + 1) * self.params["steps"] >= self.steps
+
+
 def test_a_schedule_of_the_users_own_may_be_plain_python():
     def at_step_five(step):
         if step == 5:
@@ -193,6 +228,22 @@ def test_importances_are_looked_at_between_batches(importance):
     data = (inputs_of(model, 64, seed=3), labels_of(64))
     fit(model, PruneWhileTraining(sparsity=0.5, frequency=8, importance=importance, data=data))
     assert zero_share(model, "hidden_1") == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("importance", ["gradient", "taylor"])
+def test_dead_units_are_pruned_though_their_weights_score_alike(importance):
+    model = dense()
+    kernel, bias = model.get_layer("hidden_1").get_weights()
+    bias[:18] = -1e6  # 18 of 24 units say nothing: their gradients are zero
+    model.get_layer("hidden_1").set_weights([kernel, bias])
+    data = (inputs_of(model, 64, seed=3), labels_of(64))
+    settings = {"sparsity": 0.5, "layers": ["hidden_1"], "importance": importance}
+    fit(model, PruneWhileTraining(**settings, data=data))
+    pruned = model.get_layer("hidden_1").get_weights()[0]
+    assert (pruned == 0).mean() == pytest.approx(0.5, abs=0.003)
+    assert (pruned[:, 18:] == 0).mean() < 0.2  # one of the other units may be dead by itself
+    dead, gone = np.abs(kernel[:, :18]), pruned[:, :18] == 0
+    assert dead[gone].max() <= dead[~gone].min()
 
 
 def test_an_importance_of_the_users_own_gets_weights_gradients_and_activations():
@@ -303,6 +354,8 @@ def test_a_train_step_that_goes_past_the_optimizer_is_noticed():
         ({"sparsity": 0.5, "begin": 0.5, "end": 0.25}, "`end` must come after `begin`"),
         ({"sparsity": 0.5, "end": 1.5}, "fraction of the training"),
         ({"sparsity": 0.5, "schedule": lambda step: (True, 0.5)}, "contradict"),
+        ({"schedule": lambda step: (True, 0.5), "end": 9}, "`schedule` and `end` contradict"),
+        ({"pattern": "2:4", "begin": 5}, "`pattern` and `begin` contradict"),
         ({"sparsity": 0.7, "pattern": "2:4"}, "fixes the sparsity at 0.5"),
         ({"pattern": "1:4"}, "`pattern` must be one of '2:4'"),
         ({"sparsity": 0.5, "block_size": 4}, "two ints from 1"),

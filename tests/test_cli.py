@@ -1,8 +1,10 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -16,6 +18,9 @@ from tfedge.cli import cli, main
 from tfedge.cli.convert import run_snippet
 from tfedge.cli.demo import build_network
 from tfedge.cli.doctor import PACKAGES
+from tfedge.errors import FileWriteError, TfedgeWarning
+from tfedge.files import check_writable, write_whole
+from tfedge.runtime import TensorInfo
 
 ROOT = Path(__file__).parent.parent
 
@@ -93,13 +98,100 @@ def test_the_snippet_runs_as_it_is_printed(folder):
     assert done.stdout.startswith("[[")
 
 
-def test_the_snippet_gives_every_input():
-    class Input:
-        shape = (1, 4)
+def test_the_snippet_names_a_delegate_that_takes_the_file(folder, capsys):
+    target = folder / "wide.tflite"
+    output = succeed(
+        "convert", folder / "model.keras", "--mode", "int16x8", "--calibration",
+        folder / "inputs.npy", "-o", target,
+    )  # fmt: skip
+    snippet = output[output.index("import numpy") :]
+    assert "delegate='none'" in snippet and len(snippet.strip().splitlines()) == 6
+    exec(snippet, {})
+    assert capsys.readouterr().out.startswith("[[")
 
-    assert "[np.zeros((1, 4), np.float32), np.zeros((1, 4), np.float32)]" in run_snippet(
-        Path("m.tflite"), [Input, Input]
+
+def test_the_snippet_gives_every_input_by_name_and_type():
+    inputs = [
+        TensorInfo(index=0, name="long/a", signature_name="a", shape=(1, 4), dtype="int8", scale=1),
+        TensorInfo(index=1, name="b;fused", shape=(1, 2), dtype="int32"),
+    ]
+    snippet = run_snippet(Path("m.tflite"), inputs)
+    assert "{'a': np.zeros((1, 4), np.float32), 'b': np.zeros((1, 2), np.int32)}" in snippet
+
+
+def test_a_model_of_two_inputs_is_converted_and_verified_by_their_names(tmp_path):
+    keras.utils.set_random_seed(0)
+    random = np.random.default_rng(0)
+    late, early = keras.Input((4,), name="z"), keras.Input((6,), name="a")
+    joined = keras.layers.Concatenate()([late, early])
+    keras.Model([late, early], keras.layers.Dense(2)(joined)).save(tmp_path / "two.keras")
+    arrays = {"a": random.normal(size=(40, 6)), "z": random.normal(size=(40, 4))}
+    np.savez(tmp_path / "two.npz", **{name: part.astype("f") for name, part in arrays.items()})
+    succeed("convert", tmp_path / "two.keras", "--calibration", tmp_path / "two.npz")
+    output = succeed(
+        "verify", tmp_path / "two.keras", tmp_path / "two_int8.tflite", "--data",
+        tmp_path / "two.npz", "--json",
+    )  # fmt: skip
+    assert json.loads(output)["sqnr_db"] > 20
+
+
+@pytest.fixture(scope="module")
+def regression(tmp_path_factory):
+    """A folder with a model of one quantity, its float file, and data."""
+    folder = tmp_path_factory.mktemp("regression")
+    keras.utils.set_random_seed(0)
+    x = np.random.default_rng(0).normal(size=(50, 5)).astype(np.float32)
+    keras.Sequential([keras.Input((5,)), keras.layers.Dense(1)]).save(folder / "model.keras")
+    np.savez(folder / "data.npz", x=x, y=3 * x.sum(axis=1, keepdims=True))
+    succeed("convert", folder / "model.keras", "--mode", "float32", "-o", folder / "out.tflite")
+    return folder
+
+
+def test_verify_judges_quantities_by_their_error(regression):
+    arguments = regression / "model.keras", regression / "out.tflite"
+    output = succeed("verify", *arguments, "--data", regression / "data.npz", "--json")
+    report = json.loads(output)
+    assert report["metric"] == "mean_absolute_error" and report["reference_metric"] > 1
+    code, _, errors = run(
+        "verify", *arguments, "--data", regression / "data.npz", "--min-agreement", "0.9"
     )
+    assert code == 1 and "outputs without classes" in errors
+
+
+def test_verify_judges_all_samples_of_a_plain_file(folder):
+    output = succeed(
+        "verify", folder / "float32.tflite", folder / "int8.tflite", "--data",
+        folder / "data.npz", "--json",
+    )  # fmt: skip
+    assert json.loads(output)["samples"] == 240
+
+
+def test_an_agreement_that_proves_nothing_is_not_enough(folder, tmp_path):
+    np.save(tmp_path / "same.npy", np.ones((20, 8, 8, 1), np.float32))
+    code, _, errors = run(
+        "verify", folder / "float32.tflite", folder / "int8.tflite", "--data",
+        tmp_path / "same.npy", "--min-agreement", "0.9",
+    )  # fmt: skip
+    assert code == 1 and "proves nothing" in errors
+
+
+def test_calibration_unlike_the_training_data_of_the_same_file_is_told(folder, tmp_path):
+    x = np.load(folder / "inputs.npy")
+    np.savez(tmp_path / "both.npz", x_train=x, x_calibration=255 * x)
+    with pytest.warns(TfedgeWarning, match=r"Calibration data .* range over \[.*training data"):
+        succeed(
+            "convert", folder / "model.keras", "--calibration", tmp_path / "both.npz", "-o",
+            tmp_path / "out.tflite",
+        )  # fmt: skip
+
+
+def test_names_may_hold_spaces_and_any_letters(folder, tmp_path):
+    model = tmp_path / "ein Ordner" / "模型 é.keras"
+    model.parent.mkdir()
+    model.write_bytes((folder / "model.keras").read_bytes())
+    succeed("convert", model, "--mode", "float32")
+    report = json.loads(succeed("inspect", model.parent / "模型 é_float32.tflite", "--json"))
+    assert report["path"].endswith("模型 é_float32.tflite")
 
 
 def test_convert_without_an_output_writes_beside_the_model(folder, tmp_path):
@@ -245,7 +337,24 @@ BAD = (
     (("verify", "good.keras", "good.tflite", "--data", "wrong_shape.npy"), 1, "(20, 5, 5, 1)"),
     (("verify", "good.keras", "random.tflite", "--data", "digits"), 1, "TFL3"),
     (("verify", "good.keras", "good.tflite"), 2, "--data"),
+    (("verify", "good.keras", "good.tflite", "--data", "digits", "--seed", "-1"), 2, "range"),
+    (("verify", "nan.keras", "good.tflite", "--data", "digits"), 1, "Weights must be finite"),
+    (("verify", "lambda.h5", "good.tflite", "--data", "digits"), 1, "unsafe"),
+    (("verify", "good.keras", "good.tflite", "--data", "objects.npy"), 1, "objects"),
+    (("verify", "good.keras", "good.tflite", "--data", "digits"), 1, "from 0 to 2"),
+    (("convert", "good.keras", "--calibration", ""), 1, "There is no data set"),
+    (("convert", "good.keras", "--calibration", "keras:Sequential"), 1, "must return arrays"),
+    (("convert", "good.keras", "-o", "good.keras/out.tflite"), 1, "is a file, not a folder"),
+    (("convert", "good.keras", "-o", "/proc/out.tflite"), 1, "Choose another place"),
+    (("convert", "good.keras", "-o", "n" * 300 + ".tflite"), 1, "too long"),
+    (("convert", "good.tflite", "-o", "good.tflite"), 2, "another file than the model"),
+    (("demo", "--output", "good.keras/run"), 1, "is a file, not a folder"),
+    (("demo", "--seed", "-1"), 2, "range"),
+    (("benchmark", "good.tflite", "--threads", "0"), 2, "at least 1"),
+    (("benchmark", "good.tflite", "--delegate", ","), 2, "delegates"),
     (("nothing",), 2, "No such command"),
+    (("convrt",), 2, "Did you mean 'convert'"),
+    (("--nothing",), 2, "No such option"),
 )
 
 
@@ -262,9 +371,10 @@ def test_bad_input_is_one_clear_line_and_writes_nothing(bad_folder):
     before = sorted(bad_folder.rglob("*"))
     for arguments, expected, words in BAD:
         code, output, errors = run(*arguments)
-        said = [line for line in errors.splitlines() if "error" in line.lower()]
+        said = [line for line in errors.splitlines() if not line.startswith(("[", "tfedge: `"))]
         assert code == expected, (arguments, code, errors)
         assert len(said) == 1 and words in said[0], (arguments, errors)
+        assert said[0].startswith("tfedge: error: "), arguments
         assert "Traceback" not in errors + output
         assert sorted(bad_folder.rglob("*")) == before, arguments
     assert not (bad_folder / "payload-ran").exists()
@@ -290,6 +400,80 @@ def test_a_full_disk_leaves_what_was_there(bad_folder):
     assert "tfedge: error:" in done.stderr and "Traceback" not in done.stderr
     assert target.read_bytes() == b"before"
     assert sorted(bad_folder.rglob("*")) == before
+
+
+def test_a_write_that_fails_leaves_no_folder_either(tmp_path, monkeypatch):
+    def fail(self, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(FileWriteError, match="the disk is full"):
+        write_whole(tmp_path / "new" / "folder" / "out.tflite", b"content")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_is_tried_without_leaving_anything(tmp_path):
+    check_writable(tmp_path / "new" / "folder" / "out.tflite")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FileWriteError, match="it is a folder"):
+        check_writable(tmp_path)
+
+
+def tfedge_process(*arguments, **settings):
+    """A command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tfedge", *map(str, arguments)],
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **settings.pop("env", {})},
+        **settings,
+    )
+
+
+@pytest.mark.parametrize("closed", [(0, 1, 2), (1,), (2,)])
+def test_closed_streams_are_no_failure(folder, closed):
+    process = tfedge_process(
+        "benchmark", folder / "int8.tflite", "--runs", "2",
+        preexec_fn=lambda: [os.close(number) for number in closed],
+    )  # fmt: skip
+    assert process.wait(timeout=60) == 0
+
+
+def test_a_reader_that_goes_away_is_no_error_message(folder):
+    process = tfedge_process(
+        "inspect", folder / "int8.tflite", stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(timeout=60) == 1
+
+
+def test_output_that_cannot_be_written_is_told(folder):
+    with Path("/dev/full").open("w") as full:
+        process = tfedge_process(
+            "inspect", folder / "int8.tflite", stdout=full, stderr=subprocess.PIPE
+        )
+        errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert errors.startswith("tfedge: error: ") and "disk is full" in errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_stopped_cleans_up(folder, tmp_path, number):
+    process = tfedge_process(
+        "benchmark", folder / "int8.tflite", "--runs", "1000000000", "--seconds", "100",
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={"TMPDIR": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    line = ""
+    while "measuring" not in line:
+        line = process.stderr.readline()
+    time.sleep(0.2)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and output == ""
+    assert errors == "tfedge: error: Interrupted. No file was left half-written.\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_traceback_is_shown_when_asked_for(bad_folder):

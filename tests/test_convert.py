@@ -250,3 +250,58 @@ def test_a_quantised_model_converts_to_int8_only():
 )
 def test_an_operator_is_traced_to_its_layer(tensor, layer):
     assert layer_of(tensor, ["block_1", "conv"]) == layer
+
+
+def test_inputs_of_a_dict_go_by_their_keys():
+    tensors = {"z": keras.Input((4,), name="z"), "a": keras.Input((3,), name="a")}
+    model = keras.Model(
+        tensors, layers.Dense(2)(layers.Concatenate()([tensors["z"], tensors["a"]]))
+    )
+    rng = np.random.default_rng(0)
+    x = {name: rng.random((16, n)).astype("float32") for name, n in (("z", 4), ("a", 3))}
+    for mode in ("float32", "int8"):
+        data, report = convert(model, mode=mode, calibration=x)
+        assert report.verification.sqnr_db > 25
+        with open_model(data) as runner:
+            np.testing.assert_allclose(runner.predict(x), model.predict(x, verbose=0), atol=0.05)
+
+
+class OfDict(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(2)
+
+    def call(self, inputs):
+        return self.dense(ops.concatenate([inputs["b"], inputs["a"]], axis=1))
+
+
+def test_a_subclassed_model_of_a_dict_is_refused_with_the_way_out():
+    model = OfDict()
+    inputs = {"b": keras.Input((4,), name="b"), "a": keras.Input((3,), name="a")}
+    outputs = model(inputs)
+    with pytest.raises(ConversionError, match=r"wrap it, `keras.Model\(inputs, model\(inputs\)\)"):
+        convert(model, mode="float32")
+    _, report = convert(keras.Model(inputs, outputs), mode="float32")
+    assert report.verification.sqnr_db > 60
+
+
+def test_a_model_without_input_shape_is_refused():
+    with pytest.raises(ConversionError, match="call it once"):
+        convert(keras.Sequential([layers.Dense(2)]), mode="float32")
+
+
+def test_calibration_does_not_clip_outliers():
+    model = keras.Sequential([keras.Input((1,)), layers.Dense(1, use_bias=False)])
+    x = np.random.default_rng(0).normal(size=(512, 1)).astype("float32")
+    x[100] = 40.0  # in one batch of many
+    data, report = convert(model, mode="int8", calibration=x)
+    with open_model(data) as runner:
+        np.testing.assert_allclose(
+            runner.predict(x[100:101]), model.predict(x[100:101], verbose=0), rtol=0.02
+        )
+    assert not report.float_operators
+
+
+def test_a_dynamic_file_says_when_nothing_was_quantised():
+    _, report = convert(ZOO["dense"](keras), mode="dynamic_int8")
+    assert "Nothing was quantised" in report.notes[0]

@@ -86,6 +86,19 @@ def test_a_compiled_model_keeps_its_own_settings(kind):
 
 
 @pytest.mark.parametrize("kind", KERASES)
+def test_another_optimizer_leaves_the_rest_of_a_compiled_model_as_it_was(kind):
+    k = KERASES[kind]
+    model = ZOO["dense"](k)
+    top = k.metrics.SparseTopKCategoricalAccuracy(2, name="top_2")
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=[top], run_eagerly=True)
+    fit = make_fit(Data(train=learnable(32)), epochs=1, optimizer="sgd")
+    history = fit(model, [])
+    assert type(model.optimizer).__name__ == "SGD"
+    assert set(history.history) == {"loss", "top_2"}
+    assert model.run_eagerly
+
+
+@pytest.mark.parametrize("kind", KERASES)
 def test_a_lost_loss_is_an_error(kind):
     k = KERASES[kind]
     model = k.Sequential([k.layers.Input((16,)), k.layers.Dense(4), k.layers.Dense(1)])

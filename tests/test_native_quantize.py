@@ -4,6 +4,7 @@ import pytest
 import tensorflow as tf
 from models import ZOO, inputs_of
 
+from tfedge.engines.native.batch_norm import FusedBatchNormalization
 from tfedge.engines.native.export import export_model
 from tfedge.engines.native.fake_quant import (
     FakeQuantize,
@@ -275,3 +276,25 @@ def test_batch_normalisation_behind_a_shared_layer_is_not_folded():
     prepared, _ = prepare_quantization(model)
     calibrate(prepared, [x])
     np.testing.assert_allclose(export_model(prepared)(x), prepared(x), atol=1e-4)
+
+
+@pytest.mark.parametrize(("scale", "center"), [(True, True), (False, True)])
+def test_fused_batch_normalisation_trains_to_the_values_of_keras(scale, center):
+    rng = np.random.default_rng(0)
+    x, target = (rng.normal(1.0, 2.0, size=(16, 6, 6, 5)).astype("float32") for _ in range(2))
+    found = []
+    for cls in (layers.BatchNormalization, FusedBatchNormalization):
+        layer = cls(scale=scale, center=center, momentum=0.9)
+        model = keras.Sequential([keras.Input((6, 6, 5)), layer])
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        model.fit(x, target, batch_size=8, epochs=3, shuffle=False, verbose=0)
+        found.append([*layer.get_weights(), model.predict(x, verbose=0)])
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+def test_fused_batch_normalisation_that_is_frozen_keeps_its_statistics():
+    layer = FusedBatchNormalization(trainable=False)
+    x = np.random.default_rng(0).normal(5.0, size=(4, 6, 6, 3)).astype("float32")
+    layer(x, training=True)
+    np.testing.assert_array_equal(layer.moving_mean, 0.0)

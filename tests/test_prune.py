@@ -420,6 +420,24 @@ def test_finish_refuses_a_model_that_was_trained_without_the_callbacks(kind):
         stage.finish(prepared)
 
 
+@pytest.mark.parametrize("kind", KERASES)
+def test_finish_refuses_a_model_that_was_pruned_at_once_and_trained_without_the_callbacks(kind):
+    model = compiled("dense", KERASES[kind])
+    stage = Prune(sparsity=0.75, one_shot=True)
+    prepared = stage.prepare(model)
+    prepared.fit(inputs_of(model, 48), labels_of(48), verbose=0)
+    with pytest.raises(TrainingError, match="not pruned as asked.*without `callbacks"):
+        stage.finish(prepared)
+
+
+def test_the_callbacks_are_of_the_keras_of_the_model_that_was_prepared_last():
+    stage = Prune(per_layer={"hidden_1": 0.5})  # no hash: it holds a dict
+    for k in (tf_keras, keras, tf_keras):
+        stage.prepare(ZOO["dense"](k))
+        assert all(isinstance(row, k.callbacks.Callback) for row in stage.callbacks())
+    assert stage == Prune(per_layer={"hidden_1": 0.5})
+
+
 def test_finish_names_what_undid_the_pruning():
     model = compiled("dense")
     x, y = inputs_of(model, 96), labels_of(96)
@@ -459,6 +477,8 @@ def test_a_schedule_longer_than_the_fit_is_refused(kind):
             },
             "no steps",
         ),
+        ({"sparsity": 0.5, "one_shot": True, "frequency": 9}, "no steps for `frequency`"),
+        ({"threshold": 0.1, "end": 0.5}, "no steps for `end`"),
         ({"sparsity": 0.5, "scope": "global", "block_size": (2, 2)}, "contradict"),
     ],
 )

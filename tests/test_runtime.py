@@ -1,11 +1,14 @@
 """An open model runs on the delegate that was asked for, or an error says why not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from tfedge.errors import DataError, DelegateError, FileFormatError, SettingsError
-from tfedge.runtime import dequantize, open_model, quantize, runtimes
+from tfedge.runtime import TensorInfo, dequantize, open_model, quantize, runtimes
+from tfedge.runtime.tensors import to_stored
 
 
 @pytest.fixture(scope="module")
@@ -244,3 +247,26 @@ def test_runtimes_are_listed_with_the_fix_for_those_that_are_absent():
         assert state.usable or "pip install" in state.reason or "does not load" in state.reason, (
             name
         )
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        (np.full((1, 4), "a"), "takes real numbers. Received: an array of <U1"),
+        (np.ones((1, 4), complex), "takes real numbers. Received: an array of complex128"),
+        (np.full((1, 4), 0.5), "whole numbers that int32 can hold"),
+        (np.full((1, 4), np.nan), "whole numbers that int32 can hold"),
+        (np.full((1, 4), 1e12), "whole numbers that int32 can hold"),
+    ],
+)
+def test_values_that_a_tensor_cannot_hold_are_refused(values, match):
+    info = TensorInfo(index=0, name="x", shape=(1, 4), dtype="int32")
+    with pytest.raises(DataError, match=match):
+        to_stored(values, info)
+    assert to_stored(np.full((1, 4), 3.0), info).dtype == np.int32
+
+
+def test_a_tensor_is_called_by_its_signature_or_without_what_was_fused_into_it():
+    info = TensorInfo(index=0, name="net/relu;net/conv", shape=(1,), dtype="int8")
+    assert info.label == "net/relu"
+    assert replace(info, signature_name="image").label == "image"

@@ -8,7 +8,7 @@ import tfedge
 from tfedge.convert import convert
 from tfedge.data import Metric
 from tfedge.errors import DataError, SettingsError, VerificationError
-from tfedge.verify import OutputDifference, derangement, verify
+from tfedge.verify import OutputDifference, _usual_metric, derangement, verify
 from tfedge.verify._layers import paired
 from tfedge.verify._sides import arranged
 
@@ -224,6 +224,39 @@ def test_inputs_are_arranged_by_name_or_order():
         arranged(first, names)
     with pytest.raises(DataError, match="Name them alike"):
         arranged({"up": first, "down": second}, names)
+
+
+def test_a_model_of_dicts_is_compared_key_by_key():
+    """Keras gives the dict back as it was written; files hold inputs and outputs sorted by key."""
+    keras.utils.set_random_seed(0)
+    late, early = keras.Input((4,), name="z"), keras.Input((4,), name="a")
+    hidden = keras.layers.Dense(3, name="hidden")(early)
+    sums = keras.layers.Add()([hidden, keras.layers.Dense(3)(late)])
+    outputs = {"second": keras.layers.Dense(2)(sums), "first": keras.layers.Dense(2)(hidden)}
+    model = keras.Model({"z": late, "a": early}, outputs)
+    random = np.random.default_rng(0)
+    inputs = {name: random.normal(size=(40, 4)).astype(np.float32) for name in "za"}
+    for mode in ("float32", "int8"):
+        content, _ = convert(model, mode=mode, calibration=inputs if mode == "int8" else None)
+        report = verify(model, content, inputs)
+        assert {row.name for row in report.outputs} == {"first", "second"}
+        assert min(row.sqnr_db for row in report.outputs) > 10
+        assert "hidden" in {row.name for row in report.layers}
+
+
+@pytest.mark.parametrize(
+    ("truth", "outputs", "name"),
+    [
+        ([0, 1, 1], [[0.2], [0.8], [0.4]], "accuracy"),
+        ([0, 2, 1], [[1, 0, 0], [0, 0, 1], [0, 1, 0]], "accuracy"),
+        ([[0.9, 0.1], [0.0, 1.0]], [[0.7, 0.3], [0.1, 0.9]], "accuracy"),
+        ([0.5, -3.0], [[0.4], [-2.0]], "mean_absolute_error"),
+        ([21, 64], [[20.0], [60.0]], "mean_absolute_error"),
+        ([[4.0, -1.0]], [[3.0, -1.0]], "mean_absolute_error"),
+    ],
+)
+def test_the_usual_metric_is_accuracy_for_classes_and_an_error_for_quantities(truth, outputs, name):
+    assert _usual_metric(np.array(truth), np.array(outputs)) == name
 
 
 def test_no_input_is_refused(trained):

@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
 
 from tfedge.data import Split
 from tfedge.engines.native.kernels import Kernel, find_kernels, pruned_kernels
 from tfedge.engines.native.prune_settings import Pruning
 from tfedge.engines.native.pruning import KernelPruner, masks_by_importance, schedules_for
-from tfedge.engines.native.schedules import Schedule, check_fits, in_graph, updates_of
+from tfedge.engines.native.schedules import (
+    Schedule,
+    in_graph,
+    steps_of_training,
+    updates_in_training,
+)
 from tfedge.errors import SettingsError, TrainingError
-
-IMPORTANCE_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -106,47 +108,39 @@ class PruneWhileTraining(keras.callbacks.Callback):
             importance=importance,
             importance_samples=importance_samples,
         )
-        self._check_asked()
-        self._data = Split(*data) if isinstance(data, tuple | list) else data
-        if self._settings.needs_data() and self._data is None:
-            raise SettingsError(
-                f"`importance={self._settings.importance!r}` looks at data. Received: data=None. "
-                "Give `data=(x, y)`."
-            )
+        self._settings.check_asked("PruneWhileTraining")
+        self._data = _importance_data(data, self._settings)
         self._seed = seed
-        self._pruners: list[KernelPruner] = []
-        self._schedules: list[Schedule] = []
-        self._updates: dict[int, float] = {}
-        self._started = False
-        self._first = 1
-        self._epoch_start = 0
-        self._checked: int | None = None
+        self._start_clean()
         if self._settings.between_batches():
             # set here and not in the class, where Keras would take it for a need of every fit
             setattr(self, "on_train_batch_end", self._after_batch)  # noqa: B010
 
+    def _start_clean(self) -> None:
+        self._pruners: list[KernelPruner] = []
+        self._schedules: list[Schedule] = []
+        self._updates: dict[int, list[float]] = {}  # still to come: step to sparsities of kernels
+        self._total: int | None = None  # steps of the training, where they are known
+        self._started = False
+        self._first = 1
+        self._epoch_start = 0
+
     def on_train_begin(self, logs: Any = None) -> None:
         """Put the masks into the training step."""
-        self._started = False
+        self._start_clean()
         kernels, _ = find_kernels(self.model, self._settings, training=True)
-        steps, epochs = self.params.get("steps"), self.params.get("epochs")
-        total = steps * epochs if steps and epochs else None
-        self._schedules = schedules_for(self._settings, kernels, total)
-        self._checked = total
-        if total is not None:
-            self._check_schedules(kernels, total)
-        inside = not self._settings.between_batches()
-        if not inside:
-            self._plan_updates(total)
-        asked = {id(schedule): in_graph(schedule) for schedule in self._schedules}
+        self._total = steps_of_training(self.params)
+        self._schedules = schedules_for(self._settings, kernels, self._total)
+        self._plan_updates(kernels)
+        inside: dict[int, Any] = {}
+        if not self._settings.between_batches():
+            inside = {id(schedule): in_graph(schedule) for schedule in self._schedules}
         with self.model.distribute_strategy.scope():
             self._pruners = [
-                KernelPruner(kernel, self._settings, asked[id(schedule)], inside=inside)
+                KernelPruner(kernel, self._settings, inside.get(id(schedule)))
                 for kernel, schedule in zip(kernels, self._schedules, strict=True)
             ]
-        for pruner in self._pruners:
-            pruner.install()
-        self.model.make_train_function(force=True)  # traced before, it would not see the masks
+        _install(self.model, self._pruners)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Update the masks for the first step of the epoch, as no step before it may."""
@@ -155,11 +149,7 @@ class PruneWhileTraining(keras.callbacks.Callback):
         steps = self.params.get("steps")
         if not self._started:
             self._started = True
-            self._first = 1 + (epoch * steps if steps else 0)
-            for pruner in self._pruners:
-                pruner.step.assign(self._first)
-            if self._settings.between_batches():
-                self._update_between(self._first)
+            self._start(1 + (epoch * steps if steps else 0))
         self._epoch_start = int(self._pruners[0].step.numpy()) - 1
         for pruner in self._pruners:
             pruner.begin_epoch(steps)
@@ -167,9 +157,7 @@ class PruneWhileTraining(keras.callbacks.Callback):
     def on_train_end(self, logs: Any = None) -> None:
         """Take the masks out of the training step, and check that they did their work."""
         pruners, self._pruners = self._pruners, []
-        for pruner in pruners:
-            pruner.uninstall()
-        self.model.make_train_function(force=True)
+        _uninstall(self.model, pruners)
         if not pruners or not self._started:
             return
         self._check_applied(pruners)
@@ -179,8 +167,20 @@ class PruneWhileTraining(keras.callbacks.Callback):
         zeros = sum(pruner.kernel.zeros() for pruner in pruners)
         size = sum(pruner.kernel.size for pruner in pruners)
         _records[self.model] = PruningRecord(steps=steps, sparsity=zeros / size)
-        if steps != self._checked:
-            self._check_schedules([pruner.kernel for pruner in pruners], steps)
+        if steps != self._total:
+            self._updates_within(steps, [pruner.kernel for pruner in pruners])
+
+    def _start(self, first: int) -> None:
+        """Set the masks as updates before the first step left them, where a fit goes on."""
+        self._first = first
+        for pruner in self._pruners:
+            pruner.step.assign(first)
+        if self._settings.between_batches():
+            self._update_between(first)
+            return
+        past = [step for step in self._updates if step < first]
+        for pruner in self._pruners if past else ():
+            pruner.update(past[-1])
 
     def _after_batch(self, batch: int, logs: Any = None) -> None:
         self._update_between(self._epoch_start + batch + 2)
@@ -190,63 +190,37 @@ class PruneWhileTraining(keras.callbacks.Callback):
         if not self._pruners:
             return
         due = [step for step in self._updates if step <= following]
+        sparsities = [self._updates.pop(step) for step in due]
         if due:
-            sparsity = self._updates[max(due)]
-            for step in due:
-                del self._updates[step]
             masks = masks_by_importance(
                 self.model,
                 [pruner.kernel for pruner in self._pruners],
                 self._settings,
-                self._sparsities(sparsity, max(due)),
-                batches=self._batches(),
+                sparsities[-1],
+                data=self._data,
                 seed=self._seed,
             )
             for pruner, mask in zip(self._pruners, masks, strict=True):
                 pruner.set_mask(mask)
         if self.model.steps_per_execution == 1 and (due or following == self._first):
-            following_update = min(self._updates, default=0)
             for pruner in self._pruners:
-                pruner.waiting.assign(following_update)
+                pruner.waiting.assign(min(self._updates, default=0))
 
-    def _sparsities(self, sparsity: float, step: int) -> list[float]:
-        if len({id(schedule) for schedule in self._schedules}) == 1:
-            return [sparsity] * len(self._schedules)
-        return [float(in_graph(schedule)(np.int64(step))[1]) for schedule in self._schedules]
-
-    def _batches(self) -> Any:
-        if not self._settings.needs_data():
-            return ()
-        return self._data.take(self._settings.importance_samples, self._seed).batches(
-            IMPORTANCE_BATCH
-        )
-
-    def _check_asked(self) -> None:
-        settings = self._settings
-        asked = (settings.sparsity, settings.schedule, settings.per_layer, settings.pattern)
-        if all(value is None for value in asked):
-            raise SettingsError(
-                "Pruning needs one of `sparsity`, `schedule`, `per_layer` and `pattern`. "
-                "Received: none of them."
-            )
-
-    def _check_schedules(self, kernels: Sequence[Kernel], steps: int) -> None:
-        names = {
-            id(schedule): (schedule, kernel.layer.name)
-            for schedule, kernel in zip(self._schedules, kernels, strict=True)
-        }
-        for schedule, name in names.values():
-            check_fits(schedule, steps, name)
-
-    def _plan_updates(self, total: int | None) -> None:
-        if total is None:
+    def _plan_updates(self, kernels: Sequence[Kernel]) -> None:
+        if self._total is not None:
+            plans = self._updates_within(self._total, kernels)
+            # schedules of one training differ in their sparsities, never in their steps
+            steps = plans[0] if plans else ()
+            self._updates = {step: [plan[step] for plan in plans] for step in steps}
+        elif self._settings.between_batches():
             raise TrainingError(
                 "Pruning between batches (`scope='global'`, or an importance other than magnitude) "
                 "must know how many steps the training has. Give `steps_per_epoch` to `fit`."
             )
-        self._updates = {}
-        for schedule in {id(s): s for s in self._schedules}.values():
-            self._updates |= updates_of(schedule, total)
+
+    def _updates_within(self, steps: int, kernels: Sequence[Kernel]) -> list[dict[int, float]]:
+        names = [kernel.layer.name for kernel in kernels]
+        return updates_in_training(self._schedules, names, steps)
 
     def _check_applied(self, pruners: Sequence[KernelPruner]) -> None:
         for pruner in pruners:
@@ -289,17 +263,15 @@ class KeepZeros(keras.callbacks.Callback):
                 KernelPruner(kernel, Pruning(), None) for kernel in pruned_kernels(self.model)
             ]
         for pruner in self._pruners:
-            pruner.mask.assign(pruner.kernel.variable.numpy() != 0)
-            pruner.install()
-        self.model.make_train_function(force=True)  # traced before, it would not see the masks
+            pruner.set_mask(pruner.kernel.variable.numpy() != 0)
+        _install(self.model, self._pruners)
 
     def on_train_end(self, logs: Any = None) -> None:
         """Take the masks out again."""
-        for pruner in self._pruners:
-            pruner.uninstall()
+        pruners, self._pruners = self._pruners, []
+        _uninstall(self.model, pruners)
+        for pruner in pruners:
             pruner.apply()
-        self._pruners = []
-        self.model.make_train_function(force=True)
 
 
 def keep_zeros(keras_name: str) -> Any:
@@ -329,3 +301,24 @@ def keep_zeros(keras_name: str) -> Any:
         on_train_begin=begin, on_train_batch_end=after_batch
     )
     return callback
+
+
+def _importance_data(data: Any, settings: Pruning) -> Split | None:
+    if settings.needs_data() and data is None:
+        raise SettingsError(
+            f"`importance={settings.importance!r}` looks at data. Received: data=None. Give "
+            "`data=(x, y)`."
+        )
+    return Split(*data) if isinstance(data, tuple | list) else data
+
+
+def _install(model: Any, pruners: Sequence[KernelPruner]) -> None:
+    for pruner in pruners:
+        pruner.install()
+    model.make_train_function(force=True)  # traced before, it would not see the masks
+
+
+def _uninstall(model: Any, pruners: Sequence[KernelPruner]) -> None:
+    for pruner in pruners:
+        pruner.uninstall()
+    model.make_train_function(force=True)

@@ -29,6 +29,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     temporary = None
+    made = [folder for folder in target.parents if not folder.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(
@@ -39,11 +40,35 @@ def writing(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(target)
+        made.clear()
     except OSError as error:
         raise FileWriteError(_write_failure(target, error)) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+        for folder in made:  # empty, or never made
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Find out before long work whether a file can be made at `path`. Leaves nothing there.
+
+    Args:
+        path: Where the file is to stand. Its folder need not exist yet.
+
+    Raises:
+        FileWriteError: It is a folder, or its folder cannot be made or written to.
+    """
+    target = Path(path)
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        nearest = next(folder for folder in target.absolute().parents if folder.exists())
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise FileWriteError(_write_failure(target, error)) from error
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
@@ -82,6 +107,10 @@ def _write_failure(target: Path, error: OSError) -> str:
         errno.EACCES: "the folder may not be written to. Choose another place",
         errno.EROFS: "the file system is read-only. Choose another place",
         errno.EISDIR: "it is a folder. Name a file in it",
+        errno.EEXIST: "a part of this path is a file, not a folder. Choose another place",
+        errno.ENOTDIR: "a part of this path is a file, not a folder. Choose another place",
+        errno.ENAMETOOLONG: "its name is too long. Choose a shorter one",
     }
-    reason = reasons.get(error.errno or 0, f"{error.strerror or error}")
+    other = f"{error.strerror or error}. Choose another place"
+    reason = reasons.get(error.errno or 0, other)
     return f"Could not write `{target}`: {reason}. Nothing was written there."

@@ -161,18 +161,22 @@ def _check_settings(
         )
     for delegate in delegates:
         check_delegate(delegate)
-    if isinstance(threads, int) or not threads or min(threads) < 1:
+    if isinstance(threads, int) or not threads or not all(map(_is_count, threads)):
         raise SettingsError(
             "`threads` is a sequence of numbers of at least 1, such as (1, 2). "
             f"Received: {threads!r}."
         )
     for name, value, lowest in (("runs", runs, 1), ("warmup", warmup, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+        if not _is_count(value) or value < lowest:
             raise SettingsError(
                 f"`{name}` is a whole number of at least {lowest}. Received: {value!r}."
             )
-    if not seconds > 0:
+    if not isinstance(seconds, int | float) or not seconds > 0:
         raise SettingsError(f"`seconds` must be above 0. Received: {seconds!r}.")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _named(models: Model | Sequence[Model] | Mapping[str, Model]) -> dict[str, Model]:

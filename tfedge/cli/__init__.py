@@ -4,12 +4,16 @@ Exit codes: 0 done, 1 the work failed, 2 wrong usage. Errors are one line on std
 shows where they came from. With `--json`, stdout holds one JSON document and nothing else.
 """
 
+import errno
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 import click
@@ -41,16 +45,47 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except click.exceptions.NoArgsIsHelpError:
             raise
+        except click.UsageError as error:
+            raise _Failure(_usage(error), error.exit_code) from error
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except (KeyboardInterrupt, click.Abort) as error:
+            raise _Failure("Interrupted. No file was left half-written.", 1) from error
         except TfedgeError as error:
             if ctx.meta.get("traceback"):
                 raise
             raise _Failure(str(error), error.exit_code) from error
         except Exception as error:
-            if ctx.meta.get("traceback"):
-                raise
+            if ctx.meta.get("traceback") or _is_broken_pipe(error):
+                raise  # click ends quietly when nobody reads what it prints
             raise _Failure(_unexpected(error), 1) from error
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            raise _Failure(_usage(error), error.exit_code) from error
+
+
+def _usage(error: click.UsageError) -> str:
+    """What was wrong with the words of a command, in one line."""
+    message = " ".join(error.format_message().split())
+    path = error.ctx.command_path if error.ctx is not None else "tfedge"
+    return f"{message}{'' if message.endswith(('.', '?')) else '.'} See `{path} --help`."
+
+
+def _is_broken_pipe(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno == errno.EPIPE
 
 
 def _unexpected(error: Exception) -> str:
@@ -60,6 +95,12 @@ def _unexpected(error: Exception) -> str:
                 f"The package `{error.name}` is not installed. "
                 'Run `pip install "tfedge[train]"`, then `tfedge doctor`.'
             )
+        )
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = f"`{error.filename}`" if error.filename else "the output or a temporary file"
+        return (
+            f"Could not write {where}: the disk is full. Free some space, or set TMPDIR to another "
+            "place."
         )
     first = (str(error).strip() or "no message").splitlines()[0][:300]
     return f"{type(error).__name__}: {first} (see where with --traceback)"
@@ -85,8 +126,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 done, 1 the work failed, 2 wrong usage.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _open_closed_streams()
     _set_environment()
-    with tempfile.TemporaryFile() as log:
+    with tempfile.TemporaryFile() as log, _stoppable():
         restore = None if "--traceback" in arguments else _hush_native_log(log.fileno())
         try:
             cli.main(arguments, prog_name="tfedge")
@@ -96,6 +138,36 @@ def main(argv: Sequence[str] | None = None) -> int:
             if restore is not None:
                 _restore_stderr(*restore)
     return 0
+
+
+def _open_closed_streams() -> None:
+    """Give closed standard streams (`>&-`) the null device, so that no file gets their number."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+        if vars(sys)[name] is None:
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, so that temporary files are removed."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _set_environment() -> None:

@@ -12,6 +12,7 @@ import click
 from tfedge.report import plain
 
 Advance = Callable[[str, float], None]
+SEED = click.IntRange(0, 2**32 - 1)  # what every random generator takes
 
 
 def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -48,7 +49,7 @@ def print_table(
 
     Args:
         title: What the table shows.
-        columns: Heads of the columns.
+        columns: Heads of the columns; when all are empty, there is no head.
         rows: Cells, shown as `str` makes them.
         words: How many columns, from the left, hold words: these are left-aligned, the others
             right-aligned.
@@ -56,7 +57,13 @@ def print_table(
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_header=any(columns),
+    )
     for place, column in enumerate(columns):
         table.add_column(column, justify="left" if place < words else "right", overflow="fold")
     for row in rows:

@@ -10,12 +10,12 @@ from tfedge.report import format_bytes
 
 
 def _words(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in value.split(",") if word.strip())
+    return tuple(dict.fromkeys(word.strip() for word in value.split(",") if word.strip()))
 
 
 def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
     try:
-        return tuple(int(word) for word in _words(ctx, parameter, value))
+        return tuple(dict.fromkeys(int(word) for word in _words(ctx, parameter, value)))
     except ValueError as error:
         raise click.BadParameter(f"expected numbers such as 1,2. Received: {value!r}.") from error
 

@@ -1,5 +1,6 @@
 """`tfedge convert`: a Keras model file to a `.tflite` file."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,9 @@ from tfedge.cli._show import (
     print_table,
     print_text,
     progress_bar,
-    short_name,
 )
 from tfedge.convert import MODES
-from tfedge.errors import SettingsError
+from tfedge.errors import DelegateError, SettingsError
 from tfedge.report import format_bytes
 
 TYPES = ("int8", "uint8", "int16", "float32")
@@ -72,9 +72,15 @@ def convert(
         )
     from tfedge.convert import convert as convert_model
     from tfedge.data import load_calibration
-    from tfedge.files import write_whole
+    from tfedge.files import check_writable, write_whole
     from tfedge.models import load_model
 
+    check_writable(target)
+    if target.exists() and target.samefile(model):
+        raise SettingsError(
+            f"`--output` is another file than the model. Received: {str(target)!r} for both. "
+            "Choose another name."
+        )
     with progress_bar(quiet=as_json) as advance:
         advance(f"loading {model.name}", 0.05)
         loaded = load_model(model, unsafe=unsafe, imports=imports)
@@ -97,16 +103,16 @@ def convert(
 
 
 def _show(target: Path, report: Any) -> None:
-    inputs, outputs = report.inspection.inputs, report.inspection.outputs
+    delegate, inputs, outputs = _ends(target)
     rows = [
         ("mode", report.mode),
         ("size", format_bytes(report.size_bytes)),
         ("size after gzip -9", format_bytes(report.gzip_bytes)),
         ("operators", len(report.inspection.operators)),
-        ("of them in float", len(report.float_operators)),
+        ("of them in float", len(report.inspection.float_operators)),
         ("islands of QUANTIZE/DEQUANTIZE", report.islands),
-        *((f"input {short_name(record.name)}", _shape(record)) for record in inputs),
-        *((f"output {short_name(record.name)}", _shape(record)) for record in outputs),
+        *((f"input {info.label}", _shape(info)) for info in inputs),
+        *((f"output {info.label}", _shape(info)) for info in outputs),
         ("seconds", f"{report.seconds:.1f}"),
     ]
     print_table(str(target), ("", ""), rows, words=2)
@@ -119,31 +125,54 @@ def _show(target: Path, report: Any) -> None:
     for note in report.notes:
         print_text(f"Note: {note}")
     print_text(f"Against the Keras model: {report.verification.verdict}")
-    print_text(f"\nRun it:\n\n{run_snippet(target, inputs)}")
+    print_text(f"\nRun it:\n\n{run_snippet(target, inputs, delegate)}")
 
 
-def _shape(record: Any) -> str:
-    return f"{record.dtype} {list(record.shape)}"
+def _ends(path: Path) -> tuple[str, Sequence[Any], Sequence[Any]]:
+    """The delegate that runs a file, its inputs and its outputs."""
+    from tfedge.runtime import open_model
+
+    try:
+        model = open_model(path)
+    except DelegateError:
+        model = open_model(path, delegate="none")
+    with model:
+        return model.actual, model.inputs, model.outputs
 
 
-def run_snippet(path: Path, inputs: Any) -> str:
+def _shape(info: Any) -> str:
+    return f"{info.dtype} {list(info.shape)}"
+
+
+def run_snippet(path: Path, inputs: Sequence[Any], delegate: str = "xnnpack") -> str:
     """Six lines of Python that run a file.
 
     Args:
         path: The `.tflite` file.
-        inputs: Its inputs, each with `shape`.
+        inputs: Its inputs, as `OpenModel.inputs`.
+        delegate: The delegate that runs it.
 
     Returns:
         Python source; it needs the base install only.
     """
-    arrays = [f"np.zeros({tuple(int(n) for n in record.shape)}, np.float32)" for record in inputs]
-    given = arrays[0] if len(arrays) == 1 else f"[{', '.join(arrays)}]"
+    arrays = [_zeros(info) for info in inputs]
+    given = arrays[0]
+    if len(arrays) > 1:
+        named = zip(inputs, arrays, strict=True)
+        given = "{" + ", ".join(f"{info.label!r}: {array}" for info, array in named) + "}"
+    choice = "" if delegate == "xnnpack" else f", delegate={delegate!r}"
     lines = (
         "import numpy as np",
         "import tfedge",
         "",
         f"inputs = {given}  # your samples, scaled as for training",
-        f"with tfedge.open_model({str(path)!r}) as model:",
+        f"with tfedge.open_model({str(path)!r}{choice}) as model:",
         "    print(model.predict(inputs))",
     )
     return "\n".join(lines)
+
+
+def _zeros(info: Any) -> str:
+    """Source of an array for one input; `predict` takes real numbers for quantized ones."""
+    dtype = "float32" if info.scale or info.dtype.startswith("float") else info.dtype
+    return f"np.zeros({info.shape}, np.{'bool_' if dtype == 'bool' else dtype})"

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from tfedge.cli._show import (
+    SEED,
     Advance,
     common_options,
     print_json,
@@ -136,9 +137,10 @@ def run_demo(
         TfedgeError: A step failed.
     """
     from tfedge.data import find_metric, load_dataset
-    from tfedge.files import write_whole
+    from tfedge.files import check_writable, write_whole
     from tfedge.models import save_model
 
+    check_writable(output / "report.json")
     started = time.perf_counter()
     advance: Advance = progress or (lambda what, fraction: None)
     advance("loading TensorFlow and the digits", 0.0)
@@ -270,7 +272,7 @@ def _claims(steps: Sequence[DemoStep]) -> dict[str, bool]:
     show_default=True,
     help="Run directory.",
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @common_options
 def demo(output: Path, seed: int, as_json: bool) -> None:
     """Train, prune, quantize, convert, verify and measure a model of handwritten digits.

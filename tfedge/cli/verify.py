@@ -5,7 +5,14 @@ from typing import Any
 
 import click
 
-from tfedge.cli._show import common_options, print_json, print_table, print_text, progress_bar
+from tfedge.cli._show import (
+    SEED,
+    common_options,
+    print_json,
+    print_table,
+    print_text,
+    progress_bar,
+)
 from tfedge.errors import VerificationError
 
 SHOWN_LAYERS = 40
@@ -21,7 +28,10 @@ SHOWN_LAYERS = 40
     help="Inputs, with labels if there are: an .npz (`x`, `y`), an .npy, a folder of images, a "
     "data set's name or module:function. Its evaluation split, where it has one; else all of it.",
 )
-@click.option("--metric", help="A metric's name or module:function.  [default: accuracy]")
+@click.option(
+    "--metric",
+    help="A metric's name or module:function.  [default: accuracy, or the mean absolute error]",
+)
 @click.option(
     "--samples", type=click.IntRange(2), default=1000, show_default=True, help="Samples at most."
 )
@@ -30,7 +40,7 @@ SHOWN_LAYERS = 40
     type=click.FloatRange(0, 1),
     help="Fail (exit code 1) when the argmax agreement is lower.",
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--import", "imports", metavar="MODULE", multiple=True, help="Import it first.")
 @click.option("--unsafe", is_flag=True, help="Load model files that carry code, and run it.")
 @common_options
@@ -62,20 +72,35 @@ def verify(
         print_json(report)
     else:
         _show(report)
-    if min_agreement is not None and (report.agreement or 0.0) < min_agreement:
+    if min_agreement is not None:
+        _check_agreement(report, min_agreement)
+
+
+def _check_agreement(report: Any, lowest: float) -> None:
+    rule = f"The argmax agreement must be at least {lowest:.2%}."
+    if report.agreement is None:
         raise VerificationError(
-            f"The argmax agreement must be at least {min_agreement:.2%}. "
-            f"Received: {'none' if report.agreement is None else f'{report.agreement:.2%}'}. "
-            f"{f'Look at `{report.first_parting}` first.' if report.first_parting else ''}"
+            f"{rule} Received: outputs without classes, which have none. Leave `--min-agreement` "
+            "out, and read the SQNR."
+        )
+    if report.agreement < lowest:
+        where = f" Look at `{report.first_parting}` first." if report.first_parting else ""
+        raise VerificationError(f"{rule} Received: {report.agreement:.2%}.{where}")
+    if not report.proven:
+        raise VerificationError(
+            f"{rule} Received: {report.agreement:.2%}, which proves nothing: permuted samples "
+            f"agree in {report.control_agreement:.2%}. Give inputs on which the outputs differ."
         )
 
 
 def _model(path: Path, unsafe: bool, imports: tuple[str, ...]) -> Any:
     if path.suffix == ".tflite":
         return path
-    from tfedge.models import load_model
+    from tfedge.models import check_finite, load_model
 
-    return load_model(path, unsafe=unsafe, imports=imports)
+    model = load_model(path, unsafe=unsafe, imports=imports)
+    check_finite(model)
+    return model
 
 
 def _show(report: Any) -> None:

@@ -35,7 +35,7 @@ from tfedge.verify import VerificationReport, verify
 
 MODES = ("float32", "float16", "dynamic_int8", "int8", "int16x8")
 INTEGER_MODES = ("int8", "int16x8")
-CHECKED_SAMPLES = 32
+CHECKED_SAMPLES = 16
 LOWEST_FLOAT_SQNR_DB = 30.0
 
 TensorType = Literal["int8", "uint8", "int16", "float32"]
@@ -134,6 +134,11 @@ def convert(
     floats = float_operators(inspection, model) if mode in INTEGER_MODES else ()
     if floats and not allow_float:
         raise FloatOperatorsError(_float_message(mode, floats))
+    if mode == "dynamic_int8" and not any(w.dtype == "int8" for w in inspection.weights):
+        notes.append(
+            "Nothing was quantised: in this mode the converter leaves kernels of fewer than 1,024 "
+            "values as they are."
+        )
     verification = _verified(model, data, mode, samples)
     return data, ConversionReport(
         mode=mode,

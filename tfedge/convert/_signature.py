@@ -28,33 +28,40 @@ def input_specs(model: Any) -> tuple[InputSpec, ...]:
     Raises:
         ConversionError: The input shape is not known.
     """
+    specs: list[InputSpec] = []
     if is_functional(model):
-        return tuple(
-            InputSpec(t.name.partition(":")[0], tuple(t.shape), _dtype(t.dtype))
-            for t in model.inputs
-        )
-    if keras_of(model) == "keras":
+        keys = _keys(model)
+        for tensor in model.inputs if model.built else ():
+            name = keys.get(id(tensor), tensor.name.partition(":")[0])
+            specs.append(InputSpec(name, tuple(tensor.shape), _dtype(tensor.dtype)))
+    elif keras_of(model) == "keras":
         shapes = _flat_shapes((model.get_build_config() or {}).get("input_shape"))
-        specs = [InputSpec(f"input_{i}", s, "float32") for i, s in enumerate(shapes)]
+        specs = [InputSpec(f"input_{i}", shape, "float32") for i, shape in enumerate(shapes)]
     else:
         specs = _saved_specs(model)
     if not specs:
         raise ConversionError(
-            f"`{model.name}` has no input shape yet. Call it once on a batch of inputs first."
+            f"`{model.name}` has no input shape that is known: call it once on a batch of inputs "
+            "first. A subclassed model of a dict: wrap it, `keras.Model(inputs, model(inputs))`."
         )
     return tuple(specs)
 
 
 def takes_dict(model: Any) -> bool:
     """Whether a model is called with a dict of inputs by name."""
+    return is_functional(model) and bool(_keys(model))
+
+
+def _keys(model: Any) -> dict[int, str]:
+    """Identity of each input tensor to its key, of a functional model that takes a dict."""
     sequential = import_keras(keras_of(model)).Sequential  # has no `input` before its first call
-    return (
-        is_functional(model) and not isinstance(model, sequential) and isinstance(model.input, dict)
-    )
+    if isinstance(model, sequential) or not isinstance(model.input, dict):
+        return {}
+    return {id(tensor): key for key, tensor in model.input.items()}
 
 
 def _flat_shapes(shapes: Any) -> list[tuple[int | None, ...]]:
-    if not shapes:
+    if not shapes or isinstance(shapes, dict):
         return []
     if all(isinstance(size, int | None) for size in shapes):
         return [tuple(shapes)]

@@ -45,7 +45,7 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"There is no file `{path}`.")
+        raise DataError(f"There is no file `{path}`. Look at the name and the folder.")
     try:
         with path.open("rb") as file:  # np.load itself leaves a damaged file open
             loaded = np.load(file, allow_pickle=False)

@@ -253,10 +253,11 @@ def _check_finite(array: np.ndarray, label: str, what: str) -> None:
     for start in range(0, flat.size, _CHUNK):
         bad = ~np.isfinite(flat[start : start + _CHUNK])
         if bad.any():
-            sample = (start + int(np.argmax(bad))) // max(1, flat.size // len(array))
+            place = start + int(np.argmax(bad))
+            sample = place // max(1, flat.size // len(array))
             raise DataError(
                 f"The {what} data `{label}` must be finite numbers. Received: "
-                f"{flat[start + int(np.argmax(bad))]} in sample {sample}. Remove or fill such values."
+                f"{flat[place]} in sample {sample}. Remove or fill such values."
             )
 
 

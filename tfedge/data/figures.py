@@ -171,7 +171,8 @@ def _class_labels(y_true: np.ndarray, y_pred: np.ndarray) -> np.ndarray:
     if labels.size and (np.min(labels) < 0 or np.max(labels) >= classes):
         raise DataError(
             f"Labels must be class numbers from 0 to {classes - 1} for {classes} scores. Received: "
-            f"{np.min(labels)} to {np.max(labels)}."
+            f"{np.min(labels)} to {np.max(labels)}. Number the classes from 0, or give data made "
+            "for this model."
         )
     return labels
 

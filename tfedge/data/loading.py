@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tfedge.data.arrays import data_of_arrays, inputs_of_arrays, read_arrays
+from tfedge.data.checks import check_calibration
 from tfedge.data.functions import find_function, is_reference, working_directory_importable
 from tfedge.data.images import ImageSize, calibration_of_folder, data_of_folder
 from tfedge.data.named import NAMED
@@ -107,20 +108,28 @@ def load_calibration(
     Raises:
         DataError: There is no such source, or it cannot be read.
 
+    Warns:
+        TfedgeWarning: The source holds training data too, of another range or layout.
+
     Example:
         >>> load_calibration("digits", samples=50).shape
         (50, 8, 8, 1)
     """
     if samples is not None and (not isinstance(samples, int) or samples < 1):
         raise SettingsError(f"`samples` must be a whole number from 1. Received: {samples!r}.")
-    text, path = os.fspath(source), Path(source)
+    text, path = _text_of(source), Path(source)
     if text not in NAMED and path.is_dir():
         size = image_size if image_size is not None else _image_size_of(model)
         return calibration_of_folder(path, image_size=size, samples=samples, seed=seed)
     if image_size is None and path.suffix.lower() in (".npz", ".npy"):
-        split = Split(inputs_of_arrays(read_arrays(path), name=path.name))
+        arrays = read_arrays(path)
+        split = Split(inputs_of_arrays(arrays, name=path.name))
+        if "x_train" in arrays:
+            check_calibration(split, arrays["x_train"])
         return split.x if samples is None else split.take(samples, seed).x
     data = _read(source, image_size, model)
+    if data.train is not None and data.calibration is not None:
+        check_calibration(data.calibration, data.train)
     if data.train is not None and data.train.y is not None:
         data = data.complete(seed)  # keeps what will be judged on out of it
     if data.calibration is not None and (samples is None or samples <= len(data.calibration)):
@@ -156,7 +165,7 @@ def as_data(value: Any, *, name: str = "", seed: int = 0) -> Data:
 
 def _read(source: Source, image_size: ImageSize | None, model: Any) -> Data:
     """The splits that a source has itself."""
-    text = os.fspath(source)
+    text = _text_of(source)
     path = Path(text)
     if text not in NAMED and path.is_dir():
         size = image_size if image_size is not None else _image_size_of(model)
@@ -172,6 +181,13 @@ def _read(source: Source, image_size: ImageSize | None, model: Any) -> Data:
     if is_reference(text):
         return _as_given(_call(text), text)
     raise DataError(_no_source(text))
+
+
+def _text_of(source: Source) -> str:
+    text = os.fspath(source)
+    if not text:
+        raise DataError(_no_source(text))
+    return text
 
 
 def _as_given(value: Any, name: str) -> Data:
@@ -218,6 +234,11 @@ def _call(reference: str) -> Any:
             ) from error
     if isinstance(value, Iterator) and not is_dataset(value):
         return function  # made anew at each call
+    if callable(value) and not inspect.isroutine(value) and not is_dataset(value):
+        raise DataError(
+            f"`{reference}` must return arrays, `Data`, a `Split`, a `tf.data.Dataset` or batches. "
+            f"Received: {type(value).__name__}."
+        )
     return value
 
 

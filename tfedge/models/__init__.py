@@ -9,6 +9,7 @@ Importing this package imports no Keras; using it imports the Keras that the mod
 """
 
 from tfedge.models.compiling import compile_like as compile_like
+from tfedge.models.compiling import is_compiled as is_compiled
 from tfedge.models.compiling import own_objects as own_objects
 from tfedge.models.copying import copy_model as copy_model
 from tfedge.models.keras3 import to_keras3 as to_keras3

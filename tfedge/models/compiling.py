@@ -26,7 +26,7 @@ def compile_like(model: Any, source: Any) -> Any:
     Returns:
         `model`.
     """
-    if not _is_compiled(source):
+    if not is_compiled(source):
         return model
     saving = import_keras(keras_of(source)).saving
     try:
@@ -49,7 +49,8 @@ def compile_like(model: Any, source: Any) -> Any:
     return model
 
 
-def _is_compiled(model: Any) -> bool:
+def is_compiled(model: Any) -> bool:
+    """Whether a model of either Keras was compiled."""
     if keras_of(model) == "keras":
         return bool(model.compiled)
     return bool(model.get_compile_config())  # tf_keras has no public flag

@@ -186,7 +186,7 @@ class OpenModel:
         for info, array in zip(self.inputs, arrays, strict=True):
             if array.shape != info.shape or array.dtype.name != info.dtype:
                 raise DataError(
-                    f"`run` takes input {info.name!r} as {info.dtype} of shape {info.shape}. "
+                    f"`run` takes input {info.label!r} as {info.dtype} of shape {info.shape}. "
                     f"Received: {array.dtype.name} of shape {array.shape}. `predict` takes real "
                     "numbers with any number of samples."
                 )
@@ -283,7 +283,7 @@ class OpenModel:
         if len(arrays) != len(self.inputs) and len(self.inputs) == 1:
             arrays = [np.asarray(inputs)]
         if len(arrays) != len(self.inputs):
-            names = [info.signature_name or info.name for info in self.inputs]
+            names = [info.label for info in self.inputs]
             raise DataError(
                 f"The model has {len(self.inputs)} inputs: {names}. Received {len(arrays)} arrays. "
                 "Give a sequence in this order, or a dict by name."
@@ -295,7 +295,7 @@ class OpenModel:
         for info, array in zip(self.inputs, arrays, strict=True):
             if not info.shape or array.shape[1:] != info.shape[1:] or array.ndim != len(info.shape):
                 raise DataError(
-                    f"Input {info.name!r} takes shape (samples, "
+                    f"Input {info.label!r} takes shape (samples, "
                     f"{', '.join(map(str, info.shape[1:]))}). Received: {array.shape}."
                     + (" Add the batch axis: `x[None]`." if array.shape == info.shape[1:] else "")
                 )

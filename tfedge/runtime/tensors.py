@@ -35,6 +35,11 @@ class TensorInfo(Record):
     zero_point: int = 0
     signature_name: str | None = None
 
+    @property
+    def label(self) -> str:
+        """What to call it: its signature's name, else its own without those fused into it."""
+        return self.signature_name or self.name.split(";")[0]
+
 
 def quantize(array: np.ndarray, scale: float, zero_point: int, dtype: str) -> np.ndarray:
     """Real numbers as stored integers: rounded half to even, clipped to the range of `dtype`.
@@ -76,9 +81,25 @@ def dequantize(array: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
 
 
 def to_stored(array: np.ndarray, info: TensorInfo) -> np.ndarray:
-    """Real numbers as the tensor stores them."""
+    """Real numbers as the tensor stores them.
+
+    Raises:
+        DataError: They are no real numbers, or a tensor of integers cannot hold them.
+    """
+    if array.dtype.kind not in "biuf":
+        raise DataError(
+            f"Input {info.label!r} takes real numbers. Received: an array of {array.dtype}."
+        )
     if info.scale:
         return quantize(array, info.scale, info.zero_point, info.dtype)
+    if array.dtype.kind == "f" and np.dtype(info.dtype).kind in "iu" and array.size:
+        limits = np.iinfo(info.dtype)
+        whole = np.rint(array) == array  # false for not-a-number
+        if not (whole & (array >= limits.min) & (array <= limits.max)).all():
+            raise DataError(
+                f"Input {info.label!r} takes whole numbers that {info.dtype} can hold. Received: "
+                f"{array.min()} to {array.max()}, or fractions."
+            )
     return np.ascontiguousarray(array, dtype=info.dtype)
 
 
@@ -133,7 +154,7 @@ def arrays_by_name(
     inputs: Mapping[str, np.ndarray], infos: Sequence[TensorInfo]
 ) -> list[np.ndarray]:
     """The arrays in the order of `infos`, found by signature or tensor name."""
-    names = [info.signature_name or info.name for info in infos]
+    names = [info.label for info in infos]
     known = set(names) | {info.name for info in infos}
     for name in inputs:
         if name not in known:

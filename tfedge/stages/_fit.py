@@ -1,20 +1,17 @@
 """Make the `fit(model, callbacks)` that stages train with."""
 
 import math
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from tfedge.data import Data, check_data
+from tfedge.data import Data, check_data, evaluate
 from tfedge.errors import DataError, SettingsError, TrainingError
-from tfedge.models import import_keras, keras_of
-from tfedge.stages._base import Fit
+from tfedge.models import import_keras, is_compiled, keras_of, own_objects
+from tfedge.stages._base import Context, Fit
 
 Progress = Callable[[int, int, dict[str, Any]], None]
-
-_PREPARED: dict[int, str] = {}  # by the identity of a stage: stages with mappings have no hash
 
 LEARNING_RATE = 1e-3
 PROBED = 8  # samples that the form of the outputs is read from
@@ -46,7 +43,8 @@ def make_fit(
         optimizer: Name or optimizer of the model's Keras; each fit makes a fresh one of its
             configuration. Default: the model's own, else `"adam"`.
         loss: As `compile` takes it. Default: the model's own, else chosen by the labels.
-        metrics: As `compile` takes them. Default: the model's own, else accuracy for classes.
+        metrics: As `compile` takes them. Default: the model's own; accuracy where the loss is
+            chosen here, for classes.
         seed: Of the order of samples, dropout and the like; set anew for every fit.
         verbose: Keras's own progress: 0 for none, 1 for a bar, 2 for a line per epoch.
         progress: Called after each epoch with (epochs done, epochs, logs).
@@ -59,8 +57,8 @@ def make_fit(
         SettingsError: A setting is out of range.
         DataError: There is no training split, or it has no labels.
     """
-    _check_count(epochs, "epochs")
-    _check_count(batch_size, "batch_size")
+    check_count(epochs, "epochs")
+    check_count(batch_size, "batch_size")
     check_learning_rate(learning_rate)
     train = data.train
     if train is None:
@@ -86,13 +84,40 @@ def make_fit(
 
 def remember_keras(stage: Any, model: Any) -> None:
     """Note of which Keras the model is that a stage prepares, for `last_keras`."""
-    _PREPARED[id(stage)] = keras_of(model)
-    weakref.finalize(stage, _PREPARED.pop, id(stage), None)
+    object.__setattr__(stage, "_last_keras", keras_of(model))  # no setting: stages are frozen
 
 
 def last_keras(stage: Any) -> str:
     """Of which Keras the model was that a stage prepared last; Keras 3 if there was none."""
-    return _PREPARED.get(id(stage), "keras")
+    return str(vars(stage).get("_last_keras", "keras"))
+
+
+def measured(model: Any, context: Context, when: str) -> dict[str, float]:
+    """The context's metric on its evaluation data, named `<metric>_<when>`; nothing without them.
+
+    Args:
+        model: A model of either Keras.
+        context: Metric and data.
+        when: `"before"`, `"trained"` and the like.
+    """
+    data = context.data
+    if context.metric is None or data is None or data.evaluation is None:
+        return {}
+
+    def predict(x: Any) -> Any:
+        return model.predict(_as_model_takes(x), verbose=0)
+
+    return {f"{context.metric.name}_{when}": evaluate(predict, data.evaluation, context.metric)}
+
+
+def check_count(value: Any, name: str) -> None:
+    """Refuse what is not a whole number from 1.
+
+    Raises:
+        SettingsError: It is not.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise SettingsError(f"`{name}` is a whole number from 1. Received: {value!r}.")
 
 
 def check_learning_rate(value: Any) -> None:
@@ -152,7 +177,7 @@ def _compile(
     loss: Any,
     metrics: Sequence[Any] | None,
 ) -> None:
-    compiled = _is_compiled(model)
+    compiled = is_compiled(model)
     if compiled and optimizer is None and loss is None and metrics is None:
         if learning_rate is not None:
             _set_learning_rate(model.optimizer, learning_rate)
@@ -160,18 +185,24 @@ def _compile(
     chosen = _fresh(keras, optimizer, model.optimizer if compiled else None)
     if learning_rate is not None:
         _set_learning_rate(chosen, learning_rate)
-    if loss is None and compiled:
-        loss = model.loss
-    elif loss is None:
-        loss, guessed = _loss_by_data(keras, model, train)
-        metrics = guessed if metrics is None else metrics
-    model.compile(optimizer=chosen, loss=loss, metrics=list(metrics or []))
+    settings = _own_settings(keras, model) if compiled else {}
+    if loss is None and not compiled:
+        loss, settings["metrics"] = _loss_by_data(keras, model, train)
+    given = {"optimizer": chosen, "loss": loss, "metrics": metrics}
+    settings |= {name: value for name, value in given.items() if value is not None}
+    model.compile(**settings)
 
 
-def _is_compiled(model: Any) -> bool:
-    if keras_of(model) == "keras":
-        return bool(model.compiled)
-    return model.optimizer is not None
+def _own_settings(keras: Any, model: Any) -> dict[str, Any]:
+    """What a model is compiled with, optimizer aside: metrics, loss weights and the rest."""
+    config = dict(model.get_compile_config())
+    del config["optimizer"]
+    config.pop("loss", None)
+    objects = own_objects(model)
+    settings = keras.saving.deserialize_keras_object(
+        config, custom_objects=objects, safe_mode=False
+    )
+    return {**settings, "loss": model.loss}
 
 
 def _loss_by_data(keras: Any, model: Any, train: Any) -> tuple[Any, list[str]]:
@@ -180,7 +211,7 @@ def _loss_by_data(keras: Any, model: Any, train: Any) -> tuple[Any, list[str]]:
         raise DataError(
             "Training needs labels. Received: a training split with `x` only. Give `y` too."
         )
-    outputs = model(_as_model_takes(model, rows[0]), training=False)
+    outputs = model(_as_model_takes(rows[0]), training=False)
     if isinstance(outputs, dict | list | tuple) or isinstance(rows[1], dict | list | tuple):
         raise SettingsError(
             f"The loss of a model with several outputs is yours to say: `{model.name}` is not "
@@ -189,7 +220,7 @@ def _loss_by_data(keras: Any, model: Any, train: Any) -> tuple[Any, list[str]]:
     return choose_loss(keras, rows[1], outputs)
 
 
-def _as_model_takes(model: Any, x: Any) -> Any:
+def _as_model_takes(x: Any) -> Any:
     return list(x) if isinstance(x, tuple) else x
 
 
@@ -239,8 +270,3 @@ def _check_losses(losses: Sequence[float], model: Any) -> None:
                 f"The loss of `{model.name}` became {loss} in epoch {epoch + 1}. Lower the "
                 "learning rate, and check that inputs and labels are finite and scaled."
             )
-
-
-def _check_count(value: Any, name: str) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise SettingsError(f"`{name}` is a whole number from 1. Received: {value!r}.")

@@ -4,13 +4,18 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from tfedge.data import evaluate
 from tfedge.engines.native.kernels import pruned_kernels
-from tfedge.errors import SettingsError
 from tfedge.models import check_finite, copy_model, keras_of, layers_of
 from tfedge.report import Skipped, StageReport
 from tfedge.stages._base import AbstractTrainedStage, Context
-from tfedge.stages._fit import check_learning_rate, last_keras, make_fit, remember_keras
+from tfedge.stages._fit import (
+    check_count,
+    check_learning_rate,
+    last_keras,
+    make_fit,
+    measured,
+    remember_keras,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +45,8 @@ class FineTune(AbstractTrainedStage):
     keep_zeros: bool = True
 
     def __post_init__(self) -> None:
-        for setting in ("epochs", "batch_size"):
-            value = getattr(self, setting)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise SettingsError(
-                    f"`FineTune.{setting}` is a whole number from 1. Received: {value!r}."
-                )
+        check_count(self.epochs, "FineTune.epochs")
+        check_count(self.batch_size, "FineTune.batch_size")
         check_learning_rate(self.learning_rate)
 
     def prepare(self, model: Any) -> Any:
@@ -110,22 +111,11 @@ class FineTune(AbstractTrainedStage):
             learning_rate=self.learning_rate,
             seed=context.seed,
         )
-        before = _measured(prepared, context, "before")
+        before = measured(prepared, context, "before")
         history = fit(prepared, self.callbacks())
         trained, report = self.finish(prepared)
         metrics = {**report.metrics, "loss": float(history.history["loss"][-1])}
-        metrics |= before | _measured(trained, context, "trained")
+        metrics |= before | measured(trained, context, "trained")
         names = tuple(dict.fromkeys(kernel.layer.name for kernel in held))
         notes = (f"The zeros of {', '.join(names)} were kept.",) if names else ()
         return trained, dataclasses.replace(report, metrics=metrics, notes=notes)
-
-
-def _measured(model: Any, context: Context, when: str) -> dict[str, float]:
-    data = context.data
-    if context.metric is None or data is None or data.evaluation is None:
-        return {}
-
-    def predict(x: Any) -> Any:
-        return model.predict(list(x) if isinstance(x, tuple) else x, verbose=0)
-
-    return {f"{context.metric.name}_{when}": evaluate(predict, data.evaluation, context.metric)}

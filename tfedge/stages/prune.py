@@ -1,25 +1,28 @@
 """Set the weights that matter least to zero."""
 
-import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
+from tfedge.data import Split
 from tfedge.engines.native.kernels import Kernel, find_kernels, has_sparse_kernel
-from tfedge.engines.native.prune_settings import Pruning
+from tfedge.engines.native.prune_settings import ASKS, TIMES, Pruning
 from tfedge.errors import SettingsError, TrainingError, UnsupportedModelError
 from tfedge.models import check_finite, copy_model, keras_of
 from tfedge.report import Skipped, StageReport
 from tfedge.stages._base import AbstractTrainedStage, Context
 from tfedge.stages._fit import last_keras, remember_keras
 
-IMPORTANCE_BATCH = 64
 UNDONE = (
     "What undoes pruning: `EarlyStopping(restore_best_weights=True)` and "
     "`ModelCheckpoint(save_best_only=True)`, which bring back an epoch of less pruning; weights "
     "loaded, or a training without `callbacks()`, afterwards."
+)
+UNDONE_AT_ONCE = (
+    "What undoes pruning at once: a training without `callbacks()`, weights loaded; or an "
+    "`importance` of one's own that scores so many weights alike that none of them is the least."
 )
 
 
@@ -73,19 +76,15 @@ class Prune(Pruning, AbstractTrainedStage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        asked = ("sparsity", "schedule", "per_layer", "pattern", "threshold")
-        given = [name for name in asked if getattr(self, name) is not None]
-        if not given:
-            raise SettingsError(
-                "`Prune` needs one of `sparsity`, `schedule`, `per_layer`, `pattern` and "
-                "`threshold`. Received: none of them."
-            )
-        if self.one_shot and self.schedule is not None:
-            raise SettingsError(
-                "`Prune(one_shot=True)` has no steps for a `schedule`. Give `sparsity` instead."
-            )
+        self.check_asked("Prune", "threshold")
         if self.threshold is not None:
-            self._check_threshold(given)
+            self._check_threshold()
+        timed = [name for name in ("schedule", *TIMES) if name in self.given()]
+        if self.at_once and timed:
+            raise SettingsError(
+                f"`Prune` at once (`one_shot`, `threshold`) has no steps for `{timed[0]}`. "
+                f"Received: {timed[0]}={getattr(self, timed[0])!r}. Leave it out."
+            )
 
     @property
     def at_once(self) -> bool:
@@ -112,7 +111,7 @@ class Prune(Pruning, AbstractTrainedStage):
         Raises:
             SettingsError: The importance needs data, which only `apply` has.
         """
-        return self._callbacks(None)
+        return self._callbacks(Context())
 
     def finish(self, trained: Any) -> tuple[Any, StageReport]:
         """Take the wrappers off, check the sparsity that was asked for, and report.
@@ -127,7 +126,7 @@ class Prune(Pruning, AbstractTrainedStage):
         model = trained if native or self.at_once else self._stripped(trained)
         check_finite(model)
         kernels, skipped = self._find(model)
-        if not self.at_once:
+        if self.threshold is None:
             self._check_reached(trained, kernels)
         return model, self._report(model, kernels, skipped, native)
 
@@ -202,15 +201,15 @@ class Prune(Pruning, AbstractTrainedStage):
                 kernels,
                 self,
                 [self.sparsity_of(kernel.layer.name) or 0.0 for kernel in kernels],
-                batches=self._batches(model, context),
+                data=self._importance_data(model, context),
                 seed=context.seed,
             )
         for kernel, mask in zip(kernels, masks, strict=True):
             kernel.variable.assign(np.where(mask, kernel.variable.numpy(), 0))
 
-    def _batches(self, model: Any, context: Context) -> Iterable[tuple[Any, ...]]:
+    def _importance_data(self, model: Any, context: Context) -> Split | None:
         if not self.needs_data():
-            return ()
+            return None
         if context.data is None or context.data.train is None:
             raise SettingsError(
                 f"`importance={self.importance!r}` looks at data. Received a context without "
@@ -221,10 +220,9 @@ class Prune(Pruning, AbstractTrainedStage):
                 f"`importance={self.importance!r}` uses gradients of the loss, and the model is "
                 "not compiled. Compile it first."
             )
-        sample = context.data.train.take(self.importance_samples, context.seed)
-        return sample.batches(IMPORTANCE_BATCH)
+        return context.data.train
 
-    def _callbacks(self, context: Context | None) -> list[Any]:
+    def _callbacks(self, context: Context) -> list[Any]:
         from tfedge.callbacks import PruneWhileTraining, keep_zeros
 
         keras = last_keras(self)
@@ -232,10 +230,9 @@ class Prune(Pruning, AbstractTrainedStage):
             return [keep_zeros(keras)]
         if keras == "tf_keras":
             return self._tfmot_callbacks()
-        data = context.data.train if context is not None and context.data is not None else None
-        seed = context.seed if context is not None else 0
-        settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(Pruning)}
-        return [PruneWhileTraining(**settings, data=data, seed=seed)]
+        data = None if context.data is None else context.data.train
+        settings = {name: getattr(self, name) for name in self.given()}
+        return [PruneWhileTraining(**settings, data=data, seed=context.seed)]
 
     # ------------------------------------------------------------------ tf_keras
 
@@ -258,26 +255,29 @@ class Prune(Pruning, AbstractTrainedStage):
         prepared, _ = tfmot.prepare_pruning(
             model,
             None,
-            layers={name: self._tfmot_schedule(name) for name in names},
+            layers=self._tfmot_schedules(names),
             block_size=self.block_size,
             sparsity_m_by_n=(2, 4) if self.pattern is not None else None,
         )
         return prepared
 
-    def _tfmot_schedule(self, layer: str) -> Any:
+    def _tfmot_schedules(self, layers: Sequence[str]) -> dict[str, Any]:
         from tfedge.engines import tfmot
         from tfedge.engines.native.schedules import DecayInTraining
 
         if self.schedule is not None:
-            return self.schedule
+            return dict.fromkeys(layers, self.schedule)
         if self.pattern is not None:
-            return tfmot.constant_sparsity(sparsity=0.5, begin_step=1)
-        return DecayInTraining(
-            self.sparsity_of(layer) or 0.0,
-            begin=self.begin,
-            end=self.end,
-            frequency=self.frequency,
-        )
+            once = tfmot.constant_sparsity(sparsity=0.5, begin_step=1, end_step=1, frequency=1)
+            return dict.fromkeys(layers, once)
+        asked = {layer: self.sparsity_of(layer) or 0.0 for layer in layers}
+        shared = {
+            sparsity: DecayInTraining(
+                sparsity, begin=self.begin, end=self.end, frequency=self.frequency
+            )
+            for sparsity in set(asked.values())
+        }
+        return {layer: shared[sparsity] for layer, sparsity in asked.items()}
 
     def _tfmot_callbacks(self) -> list[Any]:
         from tfedge.engines import tfmot
@@ -309,7 +309,8 @@ class Prune(Pruning, AbstractTrainedStage):
             asked = [final_sparsity(self.schedule)] * len(kernels)
         missing = shortfall(kernels, self, [sparsity or 0.0 for sparsity in asked])
         if missing:
-            raise TrainingError(f"The model is not pruned as asked: {missing}. {_cause(trained)}")
+            cause = UNDONE_AT_ONCE if self.one_shot else _cause(trained)
+            raise TrainingError(f"The model is not pruned as asked: {missing}. {cause}")
 
     def _report(
         self, model: Any, kernels: Sequence[Kernel], skipped: Sequence[Skipped], native: bool
@@ -347,10 +348,8 @@ class Prune(Pruning, AbstractTrainedStage):
             return self.threshold[kernel.layer.name]
         return float(self.threshold or 0.0)
 
-    def _check_threshold(self, given: Sequence[str]) -> None:
-        others = [name for name in given if name != "threshold"]
-        others += [] if self.importance == "magnitude" else ["importance"]
-        others += [] if tuple(self.block_size) == (1, 1) else ["block_size"]
+    def _check_threshold(self) -> None:
+        others = [name for name in (*ASKS, "importance", "block_size") if name in self.given()]
         if others:
             raise SettingsError(
                 f"`threshold` says all of what goes. Received `{others[0]}` too: leave one out."
@@ -374,21 +373,21 @@ def _schedule_check() -> Any:
     """The tf_keras callback that gives schedules their steps and refuses those too long."""
     import tf_keras
 
-    from tfedge.engines.native.schedules import DecayInTraining, check_fits
+    from tfedge.engines.native.schedules import (
+        DecayInTraining,
+        steps_of_training,
+        updates_in_training,
+    )
 
     def begin(logs: Any) -> None:
-        steps, epochs = callback.params.get("steps"), callback.params.get("epochs")
-        total = steps * epochs if steps and epochs else None
-        checked: set[int] = set()
-        for layer in callback.model.layers:
-            schedule = getattr(layer, "pruning_schedule", None)
-            if schedule is None:
-                continue
+        total = steps_of_training(callback.params)
+        layers = [layer for layer in callback.model.layers if "pruning_schedule" in vars(layer)]
+        schedules = [layer.pruning_schedule for layer in layers]
+        for schedule in schedules:
             if isinstance(schedule, DecayInTraining):
                 schedule.resolve(total)
-            if total is not None and id(schedule) not in checked:
-                checked.add(id(schedule))
-                check_fits(schedule, total, layer.layer.name)
+        if total is not None:
+            updates_in_training(schedules, [layer.layer.name for layer in layers], total)
 
     callback = tf_keras.callbacks.LambdaCallback(on_train_begin=begin)
     return callback

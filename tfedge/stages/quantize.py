@@ -6,13 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from tfedge.data import check_calibration, evaluate
+from tfedge.data import check_calibration
 from tfedge.engines.native.place import LayerRule as LayerRule
 from tfedge.engines.native.place import Placement
 from tfedge.errors import SettingsError, UnsupportedModelError, did_you_mean
 from tfedge.models import check_finite, check_rebuildable, compile_like, keras_of, layers_of
 from tfedge.report import Skipped, StageReport
 from tfedge.stages._base import AbstractTrainedStage, Context
+from tfedge.stages._fit import measured
 
 CALIBRATION_BATCH = 32
 
@@ -122,10 +123,10 @@ class Quantize(AbstractTrainedStage):
         metrics: dict[str, Any] = {}
         if calibration is not None:
             _calibrate(prepared, (rows[0] for rows in calibration.batches(CALIBRATION_BATCH)))
-            metrics |= _measured(prepared, context, "calibrated")
+            metrics |= measured(prepared, context, "calibrated")
         if context.fit is not None:
             context.fit(prepared, self.callbacks())
-            metrics |= _measured(prepared, context, "trained")
+            metrics |= measured(prepared, context, "trained")
         trained, report = self.finish(prepared)
         return trained, _with_metrics(report, metrics)
 
@@ -226,13 +227,6 @@ def _not_prepared(model: Any) -> UnsupportedModelError:
         f"`Quantize.finish` takes a model that `Quantize.prepare` made. Received: `{model.name}`, "
         "which holds no fake quantisation."
     )
-
-
-def _measured(model: Any, context: Context, when: str) -> dict[str, float]:
-    if context.metric is None or context.data is None or context.data.evaluation is None:
-        return {}
-    value = evaluate(lambda x: model.predict(x, verbose=0), context.data.evaluation, context.metric)
-    return {f"{context.metric.name}_{when}": value}
 
 
 def _with_metrics(report: StageReport, metrics: Mapping[str, Any]) -> StageReport:

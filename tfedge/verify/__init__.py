@@ -128,7 +128,8 @@ def verify(
             them for several inputs.
         labels: What is right for each sample; a dict by output name for several outputs.
         metric: Figure of merit against `labels`: a name, `module:function`, a
-            `tfedge.data.Metric`, or a dict of them by output name. Default with labels: accuracy.
+            `tfedge.data.Metric`, or a dict of them by output name. Default with labels: accuracy;
+            the mean absolute error for outputs that are numbers, not classes.
         seed: Seed of the permuted control and of the choice of samples for inner tensors.
         tensors: Whether inner tensors are compared too.
 
@@ -145,7 +146,10 @@ def verify(
         >>> print(report)  # doctest: +SKIP
     """
     if metric is not None and labels is None:
-        raise SettingsError(f"A metric needs `labels`. Received: metric={metric!r}, labels=None.")
+        raise SettingsError(
+            f"A metric needs `labels`. Received: metric={metric!r}, and no labels. Give labels "
+            "too (array `y` of an `.npz`), or leave the metric out."
+        )
     samples = count(inputs)
     notes: list[str] = []
     names, expected, received = _predictions(reference, candidate, inputs, notes)
@@ -286,12 +290,22 @@ def _figures(
     chosen = metric.get(name) if isinstance(metric, Mapping) else metric
     if isinstance(metric, Mapping) and chosen is None:
         return None
-    found = find_metric("accuracy" if chosen is None else chosen)
+    found = find_metric(_usual_metric(truth, expected) if chosen is None else chosen)
     return (
         found.name,
         float(found.function(truth, expected)),
         float(found.function(truth, received)),
     )
+
+
+def _usual_metric(truth: np.ndarray, expected: np.ndarray) -> str:
+    """Accuracy where labels name classes; the mean absolute error where they are quantities."""
+    single = expected.ndim < 2 or expected.shape[-1] == 1
+    if single:
+        quantities = not np.isin(truth, (0, 1)).all()
+    else:
+        quantities = truth.shape == expected.shape and bool((truth < 0).any() or (truth > 1).any())
+    return "mean_absolute_error" if quantities else "accuracy"
 
 
 def _signal_to_noise(expected: np.ndarray, received: np.ndarray) -> float:
@@ -358,7 +372,8 @@ def _judge(
 def _metric_sentence(row: OutputDifference, several: bool) -> str:
     if row.metric is None:
         return ""
-    name = f"{row.metric} of `{row.name}`" if several else row.metric.capitalize()
+    metric = row.metric.replace("_", " ")
+    name = f"{metric} of `{row.name}`" if several else metric.capitalize()
     return f"{name}: {row.reference_metric:.4f} → {row.candidate_metric:.4f}."
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tfedge.verify._sides import Tensors, arranged, is_file, listed
+from tfedge.verify._sides import Tensors, arranged, input_names, is_file, listed
 
 
 def inner_tensors(model: Any, inputs: Any, notes: list[str]) -> Tensors:
@@ -30,7 +30,7 @@ def _keras_tensors(model: Any, inputs: Any, notes: list[str]) -> Tensors:
     if not is_functional(model):
         notes.append("Inner tensors were not compared: a subclassed model does not show them.")
         return []
-    rows = arranged(inputs, [str(tensor.name).split(":")[0] for tensor in model.inputs])
+    rows = arranged(inputs, input_names(model))
     return (
         _keras3_tensors(model, rows)
         if keras_of(model) == "keras"
@@ -106,7 +106,7 @@ def _file_tensors(model: Any, inputs: Any) -> Tensors:
         written = [op.outputs[0] for op in inspect_model(model).operators if op.subgraph == 0]
         wanted = [infos[index] for index in written if index in infos and _is_real(infos[index])]
         rows: list[list[np.ndarray]] = [[] for _ in wanted]
-        for sample in _samples(arranged(inputs, [info.name for info in running.inputs])):
+        for sample in _samples(arranged(inputs, [info.label for info in running.inputs])):
             running.predict(sample)
             for info, values in zip(wanted, rows, strict=True):
                 values.append(_real_value(running.tensor(info.index), info))

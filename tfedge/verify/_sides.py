@@ -53,8 +53,8 @@ def opened(model: Any, notes: list[str]) -> Iterator[Side]:
         running = open_model(model, delegate="none")
     with running:
         yield Side(
-            inputs=tuple(info.name for info in running.inputs),
-            outputs=tuple(info.name for info in running.outputs),
+            inputs=tuple(info.label for info in running.inputs),
+            outputs=tuple(info.label for info in running.outputs),
             predict=lambda arrays: listed(running.predict(arrays)),
         )
 
@@ -64,19 +64,42 @@ def _keras_side(model: Any) -> Side:
     from tfedge.models import keras_of
 
     keras_of(model)  # refuses what is no Keras model
+    names = input_names(model)
+    by_key = _dict_end(model, "input") is not None
 
     def predict(arrays: list[np.ndarray]) -> list[np.ndarray]:
         given = arrays[0] if len(arrays) == 1 else tuple(arrays)
         check_data(model, Split(given), what="verification")
-        return listed(model.predict(given, batch_size=64, verbose=0))
+        fed = dict(zip(names, arrays, strict=True)) if by_key else given
+        results = model.predict(fed, batch_size=64, verbose=0)
+        if isinstance(results, Mapping):  # in the order in which files hold them
+            results = [results[key] for key in sorted(results)]
+        return listed(results)
 
-    names = tuple(str(name) for name in getattr(model, "output_names", None) or ())
-    tensors = getattr(model, "inputs", None) or ()
-    return Side(
-        inputs=tuple(str(tensor.name).split(":")[0] for tensor in tensors),
-        outputs=names,
-        predict=predict,
-    )
+    outputs = sorted(_dict_end(model, "output") or ()) or getattr(model, "output_names", None) or ()
+    return Side(inputs=names, outputs=tuple(map(str, outputs)), predict=predict)
+
+
+def _dict_end(model: Any, side: str) -> Mapping[str, Any] | None:
+    """The dict of a functional model's inputs or outputs, where it is one."""
+    from tfedge.models import import_keras, is_functional, keras_of
+
+    sequential = import_keras(keras_of(model)).Sequential  # may not know its ends, and has no dicts
+    if not is_functional(model) or isinstance(model, sequential):
+        return None
+    end = model.input if side == "input" else model.output
+    return end if isinstance(end, Mapping) else None
+
+
+def input_names(model: Any) -> tuple[str, ...]:
+    """What the inputs of a Keras model are called, in the order of `model.inputs`.
+
+    A model that is called with a dict names them by its keys.
+    """
+    tensors = tuple(getattr(model, "inputs", None) or ())
+    named = _dict_end(model, "input") or {}
+    keys = {id(tensor): str(key) for key, tensor in named.items()}
+    return tuple(keys.get(id(t), str(t.name).split(":")[0]) for t in tensors)
 
 
 def listed(outputs: Any) -> list[np.ndarray]:

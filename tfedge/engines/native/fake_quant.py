@@ -75,7 +75,8 @@ class FakeQuantize(keras.layers.Layer):
     """Round activations to the levels of asymmetric integers, and learn their range.
 
     While training, the range is a moving average of each batch's minimum and maximum; the first
-    batches count fully, so that no start value has to be guessed.
+    batches count fully, so that no start value has to be guessed. While `observing` (calibration),
+    it is the minimum and maximum of all that was seen, and values pass unrounded.
 
     Args:
         bits: Width of the integers.
@@ -133,12 +134,23 @@ class FakeQuantize(keras.layers.Layer):
         return ops.cast(rounded, inputs.dtype)
 
     def _observe(self, values: Any) -> None:
-        keep = ops.minimum(EMA_DECAY, self.batches / (self.batches + 1.0))
         low = ops.minimum(ops.min(values), 0.0)
         high = ops.maximum(ops.max(values), 0.0)
-        self.minimum.assign(keep * self.minimum + (1.0 - keep) * low)
-        self.maximum.assign(keep * self.maximum + (1.0 - keep) * high)
+        if self.observing:
+            low, high = ops.minimum(low, self.minimum), ops.maximum(high, self.maximum)
+        else:
+            keep = ops.minimum(EMA_DECAY, self.batches / (self.batches + 1.0))
+            low = keep * self.minimum + (1.0 - keep) * low
+            high = keep * self.maximum + (1.0 - keep) * high
+        self.minimum.assign(low)
+        self.maximum.assign(high)
         self.batches.assign_add(1.0)
+
+    def forget(self) -> None:
+        """Go back to a range that was never learned."""
+        if self.fixed_range is None:
+            for variable in (self.minimum, self.maximum, self.batches):
+                variable.assign(0.0)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape

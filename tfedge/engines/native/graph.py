@@ -46,8 +46,12 @@ class Call:
 
     @property
     def kind(self) -> str:
-        """Class name of the operation if Keras itself defines it, else an empty string."""
-        cls = type(self.operation)
+        """Class name of the operation if Keras itself defines it, else an empty string.
+
+        Layers of tfedge go by the Keras class that they are derived from.
+        """
+        own, base = type(self.operation).__mro__[:2]
+        cls = base if own.__module__.partition(".")[0] == "tfedge" else own
         return cls.__name__ if cls.__module__.partition(".")[0] == "keras" else ""
 
 
@@ -256,27 +260,29 @@ class Copies:
     def __init__(self) -> None:
         self._by_id: dict[int, Any] = {}
 
-    def of(self, call: Call, **changes: Any) -> Any:
+    def of(self, call: Call, cls: Any = None, **changes: Any) -> Any:
         """The copy of the layer that `call` calls, named as the call.
 
         Args:
             call: A call of a layer or operation; stateless operations are not copied.
+            cls: Class of the copy, where it is to be another one of the same configuration.
             **changes: Entries of the layer's configuration to set, e.g. `activation="linear"`.
         """
         if not call.is_layer:
             return call.operation
         if id(call.operation) not in self._by_id:
             self._by_id[id(call.operation)] = copy_layer(
-                call.operation, name=call.name, trainable=call.trainable, **changes
+                call.operation, cls=cls, name=call.name, trainable=call.trainable, **changes
             )
         return self._by_id[id(call.operation)]
 
 
-def copy_layer(layer: Any, *, weights: Any = None, **changes: Any) -> Any:
+def copy_layer(layer: Any, *, cls: Any = None, weights: Any = None, **changes: Any) -> Any:
     """A new layer of the same class, configuration and weights.
 
     Args:
         layer: A built Keras 3 layer.
+        cls: Class of the copy; its own where not given.
         weights: Arrays for it to hold; its own where not given.
         **changes: Entries of its configuration to set.
     """
@@ -284,7 +290,7 @@ def copy_layer(layer: Any, *, weights: Any = None, **changes: Any) -> Any:
     if isinstance(layer, keras.layers.Lambda):  # its code is in memory already: nothing is loaded
         copied = type(layer).from_config(config, safe_mode=False)
     else:
-        copied = type(layer).from_config(config)
+        copied = (cls or type(layer)).from_config(config)
     if layer.built:
         build_like(copied, layer)
         if layer.weights:

@@ -41,6 +41,8 @@ class KernelPruner:
         self.others: Any = None  # the constraint that the variable had before
         self._settings = settings
         self._schedule = schedule
+        # one node in the step: inlined, its loop costs time in the steps that do not run it too
+        self._mask_at = tf.function(self._mask_of_step, experimental_attributes={"_noinline": True})
         variable = kernel.variable
         # of the kernel's type, as a product costs half of what a choice by bools does
         self.mask = _state(np.ones(tuple(variable.shape)), variable.dtype, "mask")
@@ -115,7 +117,7 @@ class KernelPruner:
         outside = tf.equal(self.mask, 0)
         return bool(tf.reduce_any(tf.logical_and(outside, tf.not_equal(weights, 0))))
 
-    def _mask_at(self, step: Any, weights: Any) -> Any:
+    def _mask_of_step(self, step: Any, weights: Any) -> Any:
         _, sparsity = self._schedule(step)
         return tf.cast(mask_by_scores(tf.abs(weights), sparsity, self._settings), weights.dtype)
 

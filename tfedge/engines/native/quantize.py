@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from tfedge.engines.native.batch_norm import FusedBatchNormalization
 from tfedge.engines.native.fake_quant import FakeQuantize, QuantizedWeights
 from tfedge.engines.native.graph import Call, Copies, Graph, build_model, read_graph
 from tfedge.engines.native.lower import lower
@@ -54,14 +55,18 @@ def insert(graph: Graph, placement: Placement, *, keep_sparsity: bool) -> Any:
     absorbed = frozenset(placement.batch_norms.values())
     ranges: Counter[str] = Counter()
 
+    def copy_of(call: Call) -> Any:
+        is_norm = call.kind == "BatchNormalization"
+        return copies.of(call, cls=FusedBatchNormalization if is_norm else None)
+
     def wrapper(call: Call) -> Any:
         if call.name not in wrappers:
             batch_norm = placement.batch_norms.get(call.name)
             wrappers[call.name] = QuantizedWeights(
-                copies.of(call),
+                copy_of(call),
                 weights=placement.weights[call.name],
                 keep_sparsity=keep_sparsity,
-                batch_norm=copies.of(calls[batch_norm]) if batch_norm else None,
+                batch_norm=copy_of(calls[batch_norm]) if batch_norm else None,
                 trainable=call.trainable,
             )
         return wrappers[call.name]
@@ -81,7 +86,7 @@ def insert(graph: Graph, placement: Placement, *, keep_sparsity: bool) -> Any:
     def emit(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if call.name in absorbed:
             return args[0]
-        layer = wrapper(call) if call.name in placement.weights else copies.of(call)
+        layer = wrapper(call) if call.name in placement.weights else copy_of(call)
         results = keras.tree.flatten(layer(*args, **kwargs))
         return [quantized(i, t, call.name) for i, t in zip(call.outputs, results, strict=True)]
 
@@ -91,8 +96,8 @@ def insert(graph: Graph, placement: Placement, *, keep_sparsity: bool) -> Any:
 def calibrate(model: Any, batches: Iterable[Any]) -> int:
     """Set the learned ranges of a fake-quantised model from data, without training.
 
-    All ranges are taken from one pass of the float computation; weights and batch statistics stay
-    as they are.
+    All ranges are the minimum and maximum in one pass of the float computation; what was learned
+    before is forgotten. Weights and batch statistics stay as they are.
 
     Args:
         model: A model from `prepare_quantization`.
@@ -107,6 +112,7 @@ def calibrate(model: Any, batches: Iterable[Any]) -> int:
     layers = [layer for layer in model.layers if isinstance(layer, FakeQuantize)]
     used = 0
     for layer in layers:
+        layer.forget()
         layer.observing = True
     try:
         for batch in batches:
