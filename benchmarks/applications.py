@@ -20,7 +20,7 @@ from tfedge.engines.native.quantize import calibrate
 from tfedge.runtime import open_model
 from tfedge.verify.operators import compare_operators
 
-IMAGES, BATCH = 3200, 32  # few images, seen several times: the network becomes sure of its answers
+BATCH = 64
 NETWORKS = {
     "MobileNetV2-0.35@96": lambda: keras.applications.MobileNetV2((96, 96, 3), 0.35, weights=None),
     "MobileNetV3Small": lambda: keras.applications.MobileNetV3Small((224, 224, 3), weights=None),
@@ -84,18 +84,18 @@ def check_trained(steps: int, aware_steps: int) -> bool:
     test = data.evaluation.take(2000)
     test_x = enlarge.predict(test.x, verbose=0)
 
-    pool = data.train.take(IMAGES)
-    pool_x = enlarge.predict(pool.x, verbose=0)
-
-    def fit(model, count, rate):
+    def fit(model, count, rate, seed):
+        rows = data.train.take(count * BATCH, seed=seed)
         decay = keras.optimizers.schedules.CosineDecay(rate, count)
         model.compile(keras.optimizers.Adam(decay), "sparse_categorical_crossentropy")
-        model.fit(pool_x, pool.y, batch_size=BATCH, epochs=count * BATCH // IMAGES, verbose=0)
+        for place in range(0, len(rows), BATCH):
+            part = slice(place, place + BATCH)
+            model.train_on_batch(enlarge(rows.x[part]), rows.y[part])
 
-    fit(network, steps, 4e-3)
+    fit(network, steps, 4e-3, 0)
     prepared = tfedge.Quantize().prepare(network)
     calibrate(prepared, [enlarge(data.calibration.x)])
-    fit(prepared, aware_steps, 5e-4)
+    fit(prepared, aware_steps, 3e-3, 1)
     file, report = tfedge.convert(prepared, mode="int8")
     accuracy = find_metric("accuracy").function
     with open_model(file) as runner:
@@ -115,8 +115,8 @@ def check_trained(steps: int, aware_steps: int) -> bool:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--train", action="store_true", help="train MobileNetV2 on CIFAR-10")
-    parser.add_argument("--steps", type=int, default=800, help="float training steps")
-    parser.add_argument("--aware-steps", type=int, default=200, help="QAT steps")
+    parser.add_argument("--steps", type=int, default=200, help="float training steps")
+    parser.add_argument("--aware-steps", type=int, default=900, help="QAT steps")
     options = parser.parse_args()
     good = check_trained(options.steps, options.aware_steps) if options.train else check_operators()
     sys.exit(0 if good else 1)

@@ -34,7 +34,8 @@ def fake_quant_weights(weights: Any, *, axis: int | None, bits: int = 8) -> Any:
     """
     values = ops.cast(weights, "float32")
     if axis is None:
-        top = ops.max(ops.abs(ops.stop_gradient(values)))
+        still = ops.stop_gradient(values)
+        top = ops.maximum(ops.max(still), -ops.min(still))
         rounded = tf.quantization.fake_quant_with_min_max_vars(values, -top, top, bits, True)
         return ops.cast(rounded, weights.dtype)
     rank = len(values.shape)
@@ -82,6 +83,8 @@ class FakeQuantize(keras.layers.Layer):
         bits: Width of the integers.
         fixed_range: `(minimum, maximum)` that never moves, e.g. `(0, 255 / 256)` after a sigmoid.
         after_float: Whether the values come from an operator that is to stay float.
+        non_negative: Whether the values are never below zero (behind a ReLU): spares the search
+            for their minimum.
     """
 
     def __init__(
@@ -90,10 +93,12 @@ class FakeQuantize(keras.layers.Layer):
         bits: int = 8,
         fixed_range: tuple[float, float] | None = None,
         after_float: bool = False,
+        non_negative: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.after_float = after_float
+        self.non_negative = non_negative
         self.bits = bits
         self.fixed_range = None if fixed_range is None else (fixed_range[0], fixed_range[1])
         self.supports_masking = True
@@ -134,17 +139,21 @@ class FakeQuantize(keras.layers.Layer):
         return ops.cast(rounded, inputs.dtype)
 
     def _observe(self, values: Any) -> None:
-        low = ops.minimum(ops.min(values), 0.0)
-        high = ops.maximum(ops.max(values), 0.0)
-        if self.observing:
-            low, high = ops.minimum(low, self.minimum), ops.maximum(high, self.maximum)
-        else:
-            keep = ops.minimum(EMA_DECAY, self.batches / (self.batches + 1.0))
-            low = keep * self.minimum + (1.0 - keep) * low
-            high = keep * self.maximum + (1.0 - keep) * high
-        self.minimum.assign(low)
-        self.maximum.assign(high)
         self.batches.assign_add(1.0)
+        step = ops.maximum(1.0 - EMA_DECAY, 1.0 / self.batches)
+        high = ops.max(values)
+        self._move(self.maximum, high if self.non_negative else ops.maximum(high, 0.0), step)
+        if not self.non_negative:
+            self._move(self.minimum, ops.minimum(ops.min(values), 0.0), step)
+
+    def _move(self, end: Any, seen: Any, step: Any) -> None:
+        """Move one end of the range towards what a batch showed, or all the way to include it."""
+        if not self.observing:
+            end.assign_add(step * (seen - end))
+        elif end is self.maximum:
+            end.assign(ops.maximum(end, seen))
+        else:
+            end.assign(ops.minimum(end, seen))
 
     def forget(self) -> None:
         """Go back to a range that was never learned."""
@@ -161,6 +170,7 @@ class FakeQuantize(keras.layers.Layer):
             "bits": self.bits,
             "fixed_range": self.fixed_range,
             "after_float": self.after_float,
+            "non_negative": self.non_negative,
         }
 
 

@@ -140,6 +140,7 @@ class Placement:
         weights: Name of a layer to its weights' scale axes.
         batch_norms: Name of a Dense layer to the name of the BatchNormalization folded into it.
         reasons: Name of a call that has no quantised output of its own, to why.
+        non_negative: Those of `tensors` that a ReLU writes.
         after_float: Those of `tensors` that an operator kept float writes.
         ranged: Names of calls whose output has a range.
         unknown: Names of calls that there is no rule for: inside, they may compute in float.
@@ -149,6 +150,7 @@ class Placement:
     weights: Mapping[str, Mapping[str, Any]]
     batch_norms: Mapping[str, str]
     reasons: Mapping[str, str]
+    non_negative: frozenset[int]
     after_float: frozenset[int]
     ranged: frozenset[str]
     unknown: frozenset[str]
@@ -222,6 +224,9 @@ class _Placer:
             weights=weights,
             batch_norms=batch_norms,
             reasons=reasons,
+            non_negative=frozenset(
+                call.outputs[0] for call in self.graph.calls if is_fusable_relu(call)
+            ),
             after_float=frozenset(after_float),
             ranged=frozenset(call.name for call in self.graph.calls if call.outputs[0] in tensors),
             unknown=frozenset(unknown),

@@ -80,6 +80,7 @@ def insert(graph: Graph, placement: Placement, *, keep_sparsity: bool) -> Any:
         return FakeQuantize(
             fixed_range=placement.tensors[index],
             after_float=index in placement.after_float,
+            non_negative=index in placement.non_negative,
             name=name,
         )(tensor)
 
