@@ -16,6 +16,7 @@ from tfedge.engines.native.lower import lower
 from tfedge.engines.native.place import LayerRule
 from tfedge.engines.native.quantize import calibrate, is_quantized, prepare_quantization
 from tfedge.errors import ConversionError, DataError, UnsupportedModelError
+from tfedge.runtime import quantize
 
 layers, ops = keras.layers, keras.ops
 
@@ -298,3 +299,18 @@ def test_fused_batch_normalisation_that_is_frozen_keeps_its_statistics():
     x = np.random.default_rng(0).normal(5.0, size=(4, 6, 6, 3)).astype("float32")
     layer(x, training=True)
     np.testing.assert_array_equal(layer.moving_mean, 0.0)
+
+
+def test_pixels_halfway_between_two_integers_are_rounded_as_in_training():
+    pixels = np.arange(256, dtype="float32")
+    values = (pixels * np.float32(1 / 127.5) - 1).reshape(-1, 1)  # all are halfway
+    layer = FakeQuantize()
+    layer(np.float32([[-1.0], [1.0]]), training=True)
+    real = np.asarray(layer(values))
+    model = keras.Sequential([keras.Input((1,)), layer])
+    exported = export_model(model).layers[-1]
+    low, high = float(exported.minimum), float(exported.maximum)
+    scale = (high - low) / 255
+    zero_point = round(-128 - low / scale)
+    stored = quantize(values, scale, zero_point, "int8")
+    np.testing.assert_allclose((stored.astype(float) - zero_point) * scale, real, atol=1e-5)

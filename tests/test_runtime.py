@@ -41,10 +41,10 @@ def one_operator(build_file, kind: str, *, dtype: str = "float32") -> bytes:
     return build_file(rows, [(kind, (0,), (1,))])
 
 
-def test_quantize_rounds_half_to_even_and_clips():
+def test_quantize_rounds_half_up_and_clips():
     values = np.array([0.25, 0.75, 1.25, -0.25, 1e9, -1e9])
-    assert quantize(values, 0.5, 0, "int8").tolist() == [0, 2, 2, 0, 127, -128]
-    assert quantize(values, 0.5, 128, "uint8").tolist() == [128, 130, 130, 128, 255, 0]
+    assert quantize(values, 0.5, 0, "int8").tolist() == [1, 2, 3, 0, 127, -128]
+    assert quantize(values, 0.5, 128, "uint8").tolist() == [129, 130, 131, 128, 255, 0]
     assert quantize(np.float32([np.inf]), 0.5, 0, "int16").tolist() == [32767]
 
 

@@ -42,7 +42,11 @@ class TensorInfo(Record):
 
 
 def quantize(array: np.ndarray, scale: float, zero_point: int, dtype: str) -> np.ndarray:
-    """Real numbers as stored integers: rounded half to even, clipped to the range of `dtype`.
+    """Real numbers as stored integers: rounded half up, clipped to the range of `dtype`.
+
+    The arithmetic is that of the fake quantisation which models train with (TensorFlow's
+    `fake_quant_with_min_max_vars`), in float32: pixels scaled to -1 … 1 lie halfway between two
+    integers, and the choice between them must be the same.
 
     Args:
         array: Real numbers, any shape.
@@ -66,7 +70,12 @@ def quantize(array: np.ndarray, scale: float, zero_point: int, dtype: str) -> np
             "Inputs must be numbers. Received not-a-number (NaN). Clean the data first."
         )
     limits = np.iinfo(dtype)
-    stored = np.rint(real / np.float32(scale)).astype(np.float64) + zero_point
+    step = np.float32(scale)
+    lowest = np.float32(limits.min - zero_point) * step
+    highest = np.float32(limits.max - zero_point) * step
+    above = (np.clip(real, lowest, highest) - lowest).astype(np.float64)
+    steps = (above * np.float64(np.float32(1) / step) + 0.5).astype(np.float32)  # one rounding: FMA
+    stored = np.floor(steps).astype(np.float64) + limits.min
     return np.clip(stored, limits.min, limits.max).astype(dtype)
 
 

@@ -84,9 +84,8 @@ class _Exporter:
         if not call.is_layer:
             return layer
         batch_norm = self.folded.get(call.name)
-        if isinstance(layer, FakeQuantize) and layer.after_float:
-            range_ = float32(layer)
-            return lambda x: range_(fenced(x))
+        if isinstance(layer, FakeQuantize):
+            return exact_range(layer)
         if isinstance(layer, QuantizedWeights):
             return baked(layer, layer.batch_norm or batch_norm)
         if batch_norm is not None:
@@ -108,6 +107,22 @@ class _Exporter:
         if clip is None or reader is None or not isinstance(reader.operation, FakeQuantize):
             return False
         return reader.operation.fixed_range == (0.0, clip)
+
+
+def exact_range(layer: FakeQuantize) -> Any:
+    """The range of a layer with its ends moved to where its zero point is a whole number.
+
+    TensorFlow does so inside the fake quantisation, the converter does it again; near a half, as
+    for -1 … 1, the two may choose different zero points. After this there is nothing to choose.
+    """
+    low, high = np.float32(layer.minimum), np.float32(layer.maximum)
+    top = np.float32(2**layer.bits - 1)
+    if high > low:
+        scale = (high - low) / top
+        zero_point = np.clip(np.floor(-low / scale + np.float32(0.5)), 0, top)
+        low, high = -zero_point * scale, (top - zero_point) * scale
+    range_ = float32(layer, weights=[low, high, np.float32(layer.batches)])
+    return (lambda x: range_(fenced(x))) if layer.after_float else range_
 
 
 def fenced(x: Any) -> Any:
