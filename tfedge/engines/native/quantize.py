@@ -97,7 +97,7 @@ def insert(graph: Graph, placement: Placement, *, keep_sparsity: bool) -> Any:
 def calibrate(model: Any, batches: Iterable[Any]) -> int:
     """Set the learned ranges of a fake-quantised model from data, without training.
 
-    All ranges are the minimum and maximum in one pass of the float computation; what was learned
+    Ranges come from one pass of the float computation, as `FakeQuantize` says; what was learned
     before is forgotten. Weights and batch statistics stay as they are.
 
     Args:
