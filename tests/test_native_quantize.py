@@ -314,3 +314,12 @@ def test_pixels_halfway_between_two_integers_are_rounded_as_in_training():
     zero_point = round(-128 - low / scale)
     stored = quantize(values, scale, zero_point, "int8")
     np.testing.assert_allclose((stored.astype(float) - zero_point) * scale, real, atol=1e-5)
+
+
+def test_a_rescaling_that_the_model_also_returns_is_not_merged_twice():
+    inputs = keras.Input((4,), name="image")
+    first = layers.Rescaling(2.0, 1.0)(inputs)
+    model = keras.Model(inputs, [first, layers.Rescaling(3.0, -1.0)(first)])
+    x = samples_for(model)
+    for got, wanted in zip(lower(read_graph(model))(x), model(x), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5)

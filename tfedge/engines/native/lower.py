@@ -46,18 +46,17 @@ def activation_name(call: Call) -> str:
     return serialized if isinstance(serialized, str) else ""
 
 
-def lower(graph: Graph, *, inference: bool = False, keep: frozenset[str] = frozenset()) -> Any:
+def lower(graph: Graph, *, keep: frozenset[str] = frozenset()) -> Any:
     """Build a Keras model of simple layers that computes what `graph` computes.
 
     Args:
         graph: What to rewrite.
-        inference: Leave out what only acts while training (dropout and other noise).
         keep: Names of layers to copy as they are.
 
     Returns:
         A Keras model with own copies of all layers.
     """
-    work = _Lowering(graph, inference)
+    work = _Lowering(graph)
 
     def emit(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if call.name in keep:
@@ -70,18 +69,14 @@ def lower(graph: Graph, *, inference: bool = False, keep: frozenset[str] = froze
 @dataclass
 class _Lowering:
     graph: Graph
-    inference: bool
 
     def __post_init__(self) -> None:
         self.copies = Copies()
         self.extra: dict[str, Any] = {}
-        self.readers = self.graph.consumers
         self.writers = self.graph.producers
 
     def emit(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         kind = call.kind
-        if self.inference and kind in TRAINING_ONLY:
-            return args[0]
         if kind in AFFINE and self._emits_affine(call):
             return self._affine(call, args)
         if kind in {"SeparableConv1D", "SeparableConv2D"}:
@@ -162,18 +157,17 @@ class _Lowering:
         scale, _ = affine_of(call.operation)
         return bool(np.all(np.isfinite(scale)))
 
+    def _is_merged(self, call: Call) -> bool:
+        """Whether an affine call is left to the affine call that alone reads it."""
+        reader = self.graph.only_reader(call)
+        return reader is not None and reader.kind in AFFINE
+
     def _affine(self, call: Call, args: tuple[Any, ...]) -> Any:
-        readers = self.readers[call.outputs[0]]
-        merges = len(readers) == 1 and readers[0].kind in AFFINE
-        if merges and call.outputs[0] not in self.graph.outputs:
+        if self._is_merged(call):
             return args[0]  # the next one does the work of both
         scale, offset = affine_of(call.operation)
         before = self.writers.get(call.inputs[0])
-        while (
-            before is not None
-            and before.kind in AFFINE
-            and len(self.readers[before.outputs[0]]) == 1
-        ):
+        while before is not None and before.kind in AFFINE and self._is_merged(before):
             inner_scale, inner_offset = affine_of(before.operation)
             offset = offset + scale * inner_offset
             scale = scale * inner_scale
