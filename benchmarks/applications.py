@@ -93,9 +93,11 @@ def check_trained(steps: int, aware_steps: int) -> bool:
             model.train_on_batch(enlarge(rows.x[part]), rows.y[part])
 
     fit(network, steps, 4e-3, 0)
-    prepared = tfedge.Quantize().prepare(network)
+    stage = tfedge.Quantize()
+    prepared = stage.prepare(network)
     calibrate(prepared, [enlarge(data.calibration.x)])
     fit(prepared, aware_steps, 3e-3, 1)
+    prepared, _ = stage.finish(prepared)
     file, report = tfedge.convert(prepared, mode="int8")
     accuracy = find_metric("accuracy").function
     with open_model(file) as runner:

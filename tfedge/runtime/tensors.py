@@ -73,9 +73,9 @@ def quantize(array: np.ndarray, scale: float, zero_point: int, dtype: str) -> np
     step = np.float32(scale)
     lowest = np.float32(limits.min - zero_point) * step
     highest = np.float32(limits.max - zero_point) * step
-    above = (np.clip(real, lowest, highest) - lowest).astype(np.float64)
-    steps = (above * np.float64(np.float32(1) / step) + 0.5).astype(np.float32)  # one rounding: FMA
-    stored = np.floor(steps).astype(np.float64) + limits.min
+    steps = (np.clip(real, lowest, highest) - lowest) / step
+    zero = np.float32(zero_point - limits.min)
+    stored = np.floor(steps - zero + np.float32(0.5)).astype(np.float64) + zero_point
     return np.clip(stored, limits.min, limits.max).astype(dtype)
 
 

@@ -90,13 +90,20 @@ class Quantize(AbstractTrainedStage):
         return []
 
     def finish(self, trained: Any) -> tuple[Any, StageReport]:
-        """Report on a trained model. Its wrappers stay: `convert` takes them off.
+        """Round ranges and biases of a trained model as its file will, and report.
+
+        The model is changed in place, by less than its rounded outputs resolve. Its wrappers stay:
+        `convert` takes them off.
 
         Raises:
             UnsupportedModelError: The model does not come from `prepare`.
         """
         check_finite(trained)
         report = _PREPARED.get(trained)
+        if keras_of(trained) == "keras":
+            from tfedge.engines.native.settle import settle
+
+            settle(trained)
         return trained, _looked_up(trained) if report is None else report
 
     def apply(self, model: Any, context: Context | None = None) -> tuple[Any, StageReport]:

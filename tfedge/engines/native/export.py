@@ -18,6 +18,8 @@ from tfedge.engines.native.lower import TRAINING_ONLY, affine_of
 from tfedge.engines.native.place import WEIGHTS, clip_of, folded_batch_norm
 from tfedge.errors import ConversionError
 
+EXACT_AFTER = 3  # float32 needs a second and a third turn now and then
+
 
 def export_model(model: Any) -> Any:
     """An own copy of a fake-quantised model in plain layers, for inference only.
@@ -115,14 +117,19 @@ def exact_range(layer: FakeQuantize) -> Any:
     TensorFlow does so inside the fake quantisation, the converter does it again; near a half, as
     for -1 … 1, the two may choose different zero points. After this there is nothing to choose.
     """
+    range_ = float32(layer, weights=[*exact_ends(layer), np.float32(layer.batches)])
+    return (lambda x: range_(fenced(x))) if layer.after_float else range_
+
+
+def exact_ends(layer: FakeQuantize) -> tuple[np.float32, np.float32]:
+    """Minimum and maximum of a range, moved to where its zero point is a whole number."""
     low, high = np.float32(layer.minimum), np.float32(layer.maximum)
     top = np.float32(2**layer.bits - 1)
-    if high > low:
+    for _ in range(EXACT_AFTER if high > low else 0):
         scale = (high - low) / top
         zero_point = np.clip(np.floor(-low / scale + np.float32(0.5)), 0, top)
         low, high = -zero_point * scale, (top - zero_point) * scale
-    range_ = float32(layer, weights=[low, high, np.float32(layer.batches)])
-    return (lambda x: range_(fenced(x))) if layer.after_float else range_
+    return low, high
 
 
 def fenced(x: Any) -> Any:
@@ -194,11 +201,12 @@ def with_batch_norm(layer: Any, batch_norm: Any, weights: dict[str, np.ndarray])
     offset = ops.convert_to_numpy(folded_offset(batch_norm))
     kernel = weights.get("kernel", ops.convert_to_numpy(layer.kernel)).astype(np.float32)
     bias = ops.convert_to_numpy(layer.bias).astype(np.float32) if layer.use_bias else 0.0
-    kernel = kernel * _over_channels(layer, kernel, scale)
+    kernel = kernel * over_channels(layer, kernel, scale)
     return float32(layer, use_bias=True, weights=[kernel, bias * scale + offset])
 
 
-def _over_channels(layer: Any, kernel: np.ndarray, scale: np.ndarray) -> np.ndarray:
+def over_channels(layer: Any, kernel: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """`scale`, one value per output channel, shaped to multiply a kernel."""
     axis = WEIGHTS[type(layer).__name__]["kernel"]
     shape = [1] * kernel.ndim
     if isinstance(axis, tuple):  # depthwise: input channel × multiplier
