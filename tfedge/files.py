@@ -1,13 +1,17 @@
-"""Write files whole or not at all."""
+"""Write files whole or not at all; find modules where the user works."""
 
 import contextlib
 import errno
+import importlib
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from tfedge.errors import FileWriteError
+
+FULL = "the disk is full, or the file larger than this process may write. Free some space"
 
 
 @contextlib.contextmanager
@@ -90,6 +94,27 @@ def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
         file.flush()
         os.fsync(file.fileno())
     return Path(path)
+
+
+@contextlib.contextmanager
+def working_directory_importable() -> Iterator[None]:
+    """Let modules in the working directory be imported inside the block, after all others."""
+    here = str(Path.cwd())
+    added = here not in sys.path and "" not in sys.path
+    if added:
+        sys.path.append(here)
+        importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        if added and here in sys.path:
+            sys.path.remove(here)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that there is no room for a file."""
+    full = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+    return isinstance(error, OSError) and error.errno in full
 
 
 def _umask() -> int:

@@ -104,3 +104,176 @@ def format_bytes(size: float) -> str:
     if size < 1024 * 1024:
         return f"{size / 1024:.1f} KiB"
     return f"{size / 1024 / 1024:.2f} MiB"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord(Record):
+    """A model on its way through a recipe: the baseline, or what a trial of a step made.
+
+    Attributes:
+        step: Name of the step, e.g. `"baseline"`, `"1-prune"`; trials of one step share it.
+        title: What was done, for people, e.g. `"prune to 91 % zeros"`.
+        outcome: `"baseline"`, `"accepted"`, `"rejected"` or `"skipped"`.
+        reason: Why it was rejected or skipped; empty otherwise.
+        settings: Settings of the stage, as in the recipe.
+        strength: The setting that the budget moves, e.g. `{"sparsity": 0.91}`; empty without one.
+        figures: Name of each figure of merit to its value on the evaluation data, of the model in
+            float; empty for a step that was skipped.
+        drops: The same names to how much worse that is than the baseline's float32 file, in the
+            metric's unit; negative where it is better.
+        size_bytes: Size as a float32 `.tflite` file; `None` where there is none.
+        gzip_bytes: That size after `gzip -9`.
+        sparsity: Fraction of zeros in its kernels.
+        parameters: Weights of the model.
+        stage: What the stage did to every layer; `None` for the baseline.
+        epochs: What Keras logged per epoch, e.g. `{"loss": (0.3, 0.2)}`.
+        model: Path of the Keras model in the run directory; empty where none was kept.
+        final: Whether the files that the run leaves came by way of this model.
+        seconds: How long it took.
+    """
+
+    step: str
+    title: str
+    outcome: str
+    reason: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    strength: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
+    drops: Mapping[str, float] = field(default_factory=dict)
+    size_bytes: int | None = None
+    gzip_bytes: int | None = None
+    sparsity: float | None = None
+    parameters: int | None = None
+    stage: StageReport | None = None
+    epochs: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    model: str = ""
+    final: bool = False
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord(Record):
+    """A `.tflite` file that a run made.
+
+    Attributes:
+        path: Its path in the run directory.
+        mode: Mode of its conversion.
+        way: How its integers came about, e.g. `"calibration"` or `"quantization-aware training"`;
+            empty for a float file.
+        outcome: `"baseline"`, `"accepted"` or `"rejected"`.
+        reason: Which limit it breaks; empty otherwise.
+        figures: As in `StepRecord`, measured on the file itself.
+        drops: As in `StepRecord`.
+        size_bytes: Its size.
+        gzip_bytes: Its size after `gzip -9`.
+        sparsity: Fraction of zeros in its kernels.
+        macs: Multiply-accumulates of one run.
+        operators: Number of operators.
+        float_operators: Rows `{"index", "name", "layer", "reason"}` of those that compute in float.
+        agreement: Fraction of samples with the same argmax as the Keras model that it was
+            converted from; `None` without classes.
+        sqnr_db: Signal to quantisation noise between the two, in dB; `None` if there is no noise.
+        verdict: The comparison of the two in words.
+        sha256: Of its bytes.
+        seconds: How long conversion and evaluation took.
+    """
+
+    path: str
+    mode: str
+    way: str = ""
+    outcome: str
+    reason: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    drops: Mapping[str, float] = field(default_factory=dict)
+    size_bytes: int
+    gzip_bytes: int
+    sparsity: float
+    macs: int
+    operators: int
+    float_operators: tuple[Mapping[str, Any], ...] = ()
+    agreement: float | None = None
+    sqnr_db: float | None = None
+    verdict: str = ""
+    sha256: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRecord(Record):
+    """The kernel of one layer before a run and after it.
+
+    Attributes:
+        layer: Name of the layer.
+        kind: Its class.
+        shape: Shape of its kernel.
+        sparsity_before: Fraction of zeros in the kernel of the baseline.
+        sparsity_after: The same of the last accepted model; `None` where the layer is gone.
+        edges: Limits of the histogram's bins, one more than there are bins.
+        before: Non-zero weights of the baseline in each bin.
+        after: Non-zero weights of the last accepted model in each bin.
+    """
+
+    layer: str
+    kind: str
+    shape: tuple[int, ...]
+    sparsity_before: float
+    sparsity_after: float | None
+    edges: tuple[float, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunReport(Record):
+    """What `tfedge optimize` did: `report.json`.
+
+    Attributes:
+        name: Name of the recipe.
+        fits: Whether a file meets every limit.
+        best: Path of the smallest file (after gzip) that does, float32 aside where other modes were
+            asked for; without one, of the smallest file within `max_drop`.
+        spent_by: The step that spent the budget where nothing fits; empty otherwise.
+        verdicts: The result in sentences.
+        metrics: Rows `{"name", "higher_is_better", "unit"}`, `unit` being `"points"` for figures
+            that are fractions (shown in percent) and empty for others.
+        budget: Name of each figure to the worst value that is allowed; empty without `max_drop`.
+        limits: Other limits, e.g. `{"gzip_bytes": 50000}`.
+        steps: Baseline and every trial, in order of time.
+        files: The files, the baseline's first.
+        latency: Rows of `benchmark` (`BenchmarkRow.to_dict()`, `model` being the file's path).
+        latency_verdicts: What the measurement says in words.
+        layers: Kernels before and after.
+        data: `{"name", "train_samples", "evaluation_samples", "calibration_samples", "notes",
+            "sha256"}`.
+        recipe: The recipe as resolved.
+        hashes: SHA-256 of recipe, model and data.
+        versions: Package to version.
+        host: Facts about the machine, as `HostFacts.to_dict()`.
+        inputs: Inputs of the best file, rows `{"label", "dtype", "shape", "scale"}`.
+        notes: Sentences for the reader.
+        started: When the run began, ISO 8601 in UTC.
+        seconds: How long it took, interruptions not counted.
+    """
+
+    name: str
+    fits: bool
+    best: str
+    spent_by: str = ""
+    verdicts: tuple[str, ...]
+    metrics: tuple[Mapping[str, Any], ...]
+    budget: Mapping[str, float]
+    limits: Mapping[str, float]
+    steps: tuple[StepRecord, ...]
+    files: tuple[FileRecord, ...]
+    latency: tuple[Mapping[str, Any], ...]
+    latency_verdicts: tuple[str, ...]
+    layers: tuple[LayerRecord, ...]
+    data: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    hashes: Mapping[str, str]
+    versions: Mapping[str, str]
+    host: Mapping[str, Any]
+    inputs: tuple[Mapping[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+    started: str = ""
+    seconds: float = 0.0

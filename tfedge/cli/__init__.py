@@ -1,4 +1,4 @@
-"""The command line: `tfedge demo | convert | inspect | verify | benchmark | doctor`.
+"""The command line: `tfedge demo | init | optimize | report | compare | convert | inspect | …`.
 
 Exit codes: 0 done, 1 the work failed, 2 wrong usage. Errors are one line on stderr; `--traceback`
 shows where they came from. With `--json`, stdout holds one JSON document and nothing else.
@@ -19,13 +19,19 @@ from typing import Any, TextIO
 import click
 
 from tfedge import __version__
+from tfedge.cli._guard import OWN_PROCESS
 from tfedge.cli.benchmark import benchmark
+from tfedge.cli.compare import compare
 from tfedge.cli.convert import convert
 from tfedge.cli.demo import demo
 from tfedge.cli.doctor import doctor
+from tfedge.cli.init import init
 from tfedge.cli.inspect import inspect
+from tfedge.cli.optimize import optimize
+from tfedge.cli.report import report
 from tfedge.cli.verify import verify
 from tfedge.errors import MissingExtraError, TfedgeError, TfedgeWarning
+from tfedge.files import FULL, is_full
 
 
 class _Failure(click.ClickException):
@@ -36,7 +42,7 @@ class _Failure(click.ClickException):
         self.exit_code = exit_code  # type: ignore[misc]  # click declares it on the class
 
     def show(self, file: Any = None) -> None:
-        click.echo(f"tfedge: error: {self.message}", err=True)
+        click.echo(f"tfedge: error: {_printable(self.message)}", err=True)
 
 
 class _Commands(click.Group):
@@ -84,6 +90,17 @@ def _usage(error: click.UsageError) -> str:
     return f"{message}{'' if message.endswith(('.', '?')) else '.'} See `{path} --help`."
 
 
+def _printable(text: str) -> str:
+    """One line that a terminal only shows, whatever a file put into its names.
+
+    Example:
+        >>> print(_printable("layer 'a\\x1b[2J' of\\n`b`"))
+        layer 'a\\x1b[2J' of `b`
+    """
+    line = " ".join(text.splitlines())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
 def _is_broken_pipe(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno == errno.EPIPE
 
@@ -96,12 +113,9 @@ def _unexpected(error: Exception) -> str:
                 'Run `pip install "tfedge[train]"`, then `tfedge doctor`.'
             )
         )
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and is_full(error):
         where = f"`{error.filename}`" if error.filename else "the output or a temporary file"
-        return (
-            f"Could not write {where}: the disk is full. Free some space, or set TMPDIR to another "
-            "place."
-        )
+        return f"Could not write {where}: {FULL}, or set TMPDIR to another place."
     first = (str(error).strip() or "no message").splitlines()[0][:300]
     return f"{type(error).__name__}: {first} (see where with --traceback)"
 
@@ -112,7 +126,18 @@ def cli() -> None:
     """Bring a trained Keras model; leave with a small, verified .tflite file."""
 
 
-for _command in (demo, convert, inspect, verify, benchmark, doctor):
+for _command in (
+    demo,
+    init,
+    optimize,
+    report,
+    compare,
+    convert,
+    inspect,
+    verify,
+    benchmark,
+    doctor,
+):
     cli.add_command(_command)
 
 
@@ -120,7 +145,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
     Args:
-        argv: The arguments after the program's name. Default: those of this process.
+        argv: The arguments after the program's name. Default: those of this process, which is then
+            the command line's own: commands that open files of unknown origin work in a child
+            process (see `_guard`). With arguments from Python they work in the caller's.
 
     Returns:
         0 done, 1 the work failed, 2 wrong usage.
@@ -128,10 +155,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     _open_closed_streams()
     _set_environment()
+    own = argv is None and threading.current_thread() is threading.main_thread()
     with tempfile.TemporaryFile() as log, _stoppable():
         restore = None if "--traceback" in arguments else _hush_native_log(log.fileno())
         try:
-            cli.main(arguments, prog_name="tfedge")
+            cli.main(arguments, prog_name="tfedge", obj=OWN_PROCESS if own else None)
         except SystemExit as stop:
             return stop.code if isinstance(stop.code, int) else 1
         finally:
@@ -207,7 +235,7 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     if issubclass(category, TfedgeWarning):
-        click.echo(f"tfedge: warning: {message}", err=True)
+        click.echo(f"tfedge: warning: {_printable(str(message))}", err=True)
 
 
 def _hush_native_log(log: int) -> tuple[TextIO, int]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from tfedge.cli._guard import guarded
 from tfedge.cli._show import common_options, print_json, print_table, print_text, progress_bar
 from tfedge.report import format_bytes
 
@@ -52,6 +53,7 @@ def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> tupl
     show_default=True,
     help="A row ends earlier when its runs have taken this long.",
 )
+@guarded("files")
 @common_options
 def benchmark(
     files: tuple[Path, ...],

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from tfedge.cli._guard import guarded
 from tfedge.cli._show import common_options, print_json, print_table, print_text, short_name
 from tfedge.report import format_bytes
 
@@ -12,6 +13,7 @@ from tfedge.report import format_bytes
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--operators", is_flag=True, help="List every operator.")
+@guarded("file")
 @common_options
 def inspect(file: Path, operators: bool, as_json: bool) -> None:
     """Show sizes, operators, quantisation and zeros of the .tflite file FILE. Runs nothing."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from tfedge.cli._guard import guarded, read_first
 from tfedge.cli._show import (
     SEED,
     common_options,
@@ -43,6 +44,7 @@ SHOWN_LAYERS = 40
 @click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--import", "imports", metavar="MODULE", multiple=True, help="Import it first.")
 @click.option("--unsafe", is_flag=True, help="Load model files that carry code, and run it.")
+@guarded("reference", "candidate", "data")
 @common_options
 def verify(
     reference: Path,
@@ -98,6 +100,7 @@ def _model(path: Path, unsafe: bool, imports: tuple[str, ...]) -> Any:
         return path
     from tfedge.models import check_finite, load_model
 
+    read_first(path)
     model = load_model(path, unsafe=unsafe, imports=imports)
     check_finite(model)
     return model

@@ -12,6 +12,7 @@ Importing this loads neither TensorFlow nor Keras; accuracy, error and overlap f
 """
 
 from tfedge.data.checks import check_calibration, check_data
+from tfedge.data.contract import InputContract
 from tfedge.data.evaluation import evaluate
 from tfedge.data.figures import agreement, sqnr_db
 from tfedge.data.functions import find_function
@@ -21,6 +22,7 @@ from tfedge.data.splits import Data, Split
 
 __all__ = [
     "Data",
+    "InputContract",
     "Metric",
     "Split",
     "agreement",

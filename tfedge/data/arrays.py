@@ -65,8 +65,10 @@ def data_of_arrays(arrays: Mapping[str, Any], *, name: str = "") -> Data:
 
     Args:
         arrays: `x`, `y` and `sample_weight`, each alone or with `_train`, `_test` (or `_val`) and
-            `_calibration`; `class_names`. Without an `x`, a sole array is taken for it, and where
-            there is a `y` all others are inputs by name.
+            `_calibration`; `class_names`. In place of `y`, labels of several outputs as
+            `y_<output>` (`y_<output>_train`, …) become a dict by output name. Without an `x`, a
+            sole array is taken for it, and where there is a `y` (or a `y_<output>` without
+            `x_<output>`) all others are inputs by name.
         name: What to call the data.
 
     Raises:
@@ -75,6 +77,8 @@ def data_of_arrays(arrays: Mapping[str, Any], *, name: str = "") -> Data:
     Example:
         >>> data_of_arrays({"x": np.zeros((4, 2)), "y": np.zeros(4)}).train.x.shape
         (4, 2)
+        >>> list(data_of_arrays({"x": np.zeros((4, 2)), "y_a": np.zeros(4)}).train.y)
+        ['a']
     """
     left = dict(arrays)
     classes = next((left.pop(key) for key in _CLASSES if key in left), None)
@@ -114,11 +118,37 @@ def _take_split(arrays: dict[str, Any], part: str) -> Split | None:
     if f"x{suffix}" not in arrays:
         return None
     fields = {field: arrays.pop(f"{field}{suffix}", None) for field in ("x", "y", "sample_weight")}
+    if fields["y"] is None:
+        fields["y"] = _take_outputs(arrays, suffix) or None
     return Split(**fields)
+
+
+def _take_outputs(arrays: dict[str, Any], suffix: str) -> dict[str, Any]:
+    """The labels `y_<output>` with a suffix of one split, by output name."""
+    others = tuple(f"_{part}" for part in (_TRAIN, *_TEST, _CALIBRATION))
+    outputs = {}
+    for key in list(arrays):
+        name = key.removesuffix(suffix)
+        ours = key.endswith(suffix) if suffix else not key.endswith(others)
+        if ours and name.startswith("y_") and len(name) > len("y_"):
+            outputs[name.removeprefix("y_")] = arrays.pop(key)
+    return outputs
+
+
+def _outputs_beside_inputs(arrays: dict[str, Any]) -> dict[str, Any] | None:
+    """Labels `y_<output>` beside inputs by name; `y_axis` beside `x_axis` is an input."""
+    outputs = _take_outputs({k: a for k, a in arrays.items() if f"x_{k[2:]}" not in arrays}, "")
+    if not outputs or len(outputs) == len(arrays):
+        return None
+    for name in outputs:
+        del arrays[f"y_{name}"]
+    return outputs
 
 
 def _inputs_by_name(arrays: dict[str, Any], name: str) -> Split:
     y, weight = arrays.pop("y", None), arrays.pop("sample_weight", None)
+    if y is None:
+        y = _outputs_beside_inputs(arrays)
     if len(arrays) == 1:
         return Split(next(iter(arrays.values())), y, weight)
     lengths = {np.shape(array)[:1] for array in arrays.values()}

@@ -136,7 +136,7 @@ def _ports(model: Any, side: str) -> list[_Port] | None:
     if side == "inputs":
         names = [tensor.name for tensor in tensors]
     elif len(tensors) > 1:
-        names = list(model.output) if isinstance(model.output, dict) else list(model.output_names)
+        names = sorted(model.output) if isinstance(model.output, dict) else list(model.output_names)
     else:
         names = ["output"]
     return [

@@ -1,14 +1,13 @@
 """Find a function that is named `module:function`."""
 
-import contextlib
 import importlib
 import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tfedge.errors import SettingsError, did_you_mean
+from tfedge.files import working_directory_importable
 
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
@@ -59,21 +58,6 @@ def find_function(reference: str) -> Callable[..., Any]:
     if not callable(found):
         raise SettingsError(f"`{reference}` must be a function. Received: {type(found).__name__}.")
     return found
-
-
-@contextlib.contextmanager
-def working_directory_importable() -> Iterator[None]:
-    """Let modules in the working directory be imported inside the block, after all others."""
-    here = str(Path.cwd())
-    added = here not in sys.path and "" not in sys.path
-    if added:
-        sys.path.append(here)
-        importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        if added and here in sys.path:
-            sys.path.remove(here)
 
 
 def _not_found(module_name: str, error: ModuleNotFoundError) -> str:

@@ -9,13 +9,14 @@ from typing import Any
 
 from tfedge.data.arrays import data_of_arrays, inputs_of_arrays, read_arrays
 from tfedge.data.checks import check_calibration
-from tfedge.data.functions import find_function, is_reference, working_directory_importable
+from tfedge.data.functions import find_function, is_reference
 from tfedge.data.images import ImageSize, calibration_of_folder, data_of_folder
 from tfedge.data.named import NAMED
 from tfedge.data.nests import Arrays
 from tfedge.data.splits import CALIBRATION_SAMPLES, Data, Split
 from tfedge.data.streams import is_dataset, is_stream
 from tfedge.errors import DataError, SettingsError, TfedgeError, did_you_mean
+from tfedge.files import working_directory_importable
 
 Source = str | os.PathLike[str]
 
@@ -244,9 +245,10 @@ def _call(reference: str) -> Any:
 
 def _image_size_of(model: Any) -> ImageSize | None:
     """Height, width and channels of the one input of a model, where it says them."""
-    if model is None or len(model.inputs) != 1:
+    inputs: Any = getattr(model, "inputs", None) or ()  # a subclassed model has none
+    if len(inputs) != 1:
         return None
-    shape = tuple(model.inputs[0].shape)
+    shape = tuple(inputs[0].shape)
     if len(shape) != 4 or None in shape[1:]:
         return None
     return int(shape[1]), int(shape[2]), int(shape[3])

@@ -16,6 +16,7 @@ from tfedge.inspection.layout import IDENTIFIER, NUMPY_KINDS, SCHEMA_VERSION, TA
 Fields = dict[str, Any]
 
 MAX_ITEMS: Final = 4_000_000
+MAX_TABLES: Final = 400_000  # about 2 s; the largest known models have some ten thousand
 _U16, _I32, _U32 = struct.Struct("<H"), struct.Struct("<i"), struct.Struct("<I")
 _SCALARS: Final = {kind: struct.Struct("<" + kind) for kind in NUMPY_KINDS}
 
@@ -90,10 +91,16 @@ class _Reader:
         self.data = data
         self.size = len(data)
         self.left = min(MAX_ITEMS, len(data) // 2 + 16)
+        self.tables = 0
 
     def table(self, position: int, name: str) -> Fields:
         """Decode the table `name` at `position`."""
         self._spend(1)
+        self.tables += 1
+        if self.tables > MAX_TABLES:
+            raise FileFormatError(
+                f"A file holds up to {MAX_TABLES} tables. Received: more. {_NEXT_MOVE}"
+            )
         slots = self._vtable(position, name)
         fields: Fields = {}
         for slot, (field, kind, default) in enumerate(_plan(name)):
@@ -169,7 +176,12 @@ class _Reader:
         raw = self.data[position + 4 : position + 5 + count]
         if raw[-1] != 0:
             raise self._broken(field, position)
-        return bytes(raw[:-1]).decode("utf-8", "replace")
+        try:
+            return bytes(raw[:-1]).decode()
+        except UnicodeDecodeError as error:  # LiteRT's Python side cannot read it either
+            raise FileFormatError(
+                f"Text must be UTF-8. Received for `{field}`: {raw[:32]!r}. {_NEXT_MOVE}"
+            ) from error
 
     def _spend(self, items: int) -> None:
         self.left -= items

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from tfedge.errors import FileFormatError
 from tfedge.inspection.decode import Fields
-from tfedge.inspection.layout import DTYPES, words
+from tfedge.inspection.layout import DTYPES, OPERATORS, words
 
 ANY: Final = 1_000_000
 MAX_RANK: Final = 8
@@ -62,6 +62,11 @@ ARITY: Final = _rows(
 OPTIONAL: Final = frozenset(
     words("""CONV_2D CONV_3D CONV_3D_TRANSPOSE FULLY_CONNECTED RNN SVDF TRANSPOSE_CONV
     UNIDIRECTIONAL_SEQUENCE_LSTM UNIDIRECTIONAL_SEQUENCE_RNN""")
+)
+
+# Kinds without a rule in ARITY that may leave out inputs; so may custom operators.
+MAY_LEAVE_OUT: Final = frozenset(
+    words("LSTM BIDIRECTIONAL_SEQUENCE_LSTM BIDIRECTIONAL_SEQUENCE_RNN")
 )
 
 # Rank that an operand must have: (input number, rank).
@@ -153,6 +158,8 @@ def check_operands(name: str, operator: Fields, tensors: list[Fields], what: str
         require(-1 not in needed, f"{what} must not leave out any of its inputs", needed)
         require(low_out <= len(outputs) <= high_out,
                  f"{what} must have {low_out} to {high_out} outputs", len(outputs))  # fmt: skip
+    elif name in OPERATORS and name not in MAY_LEAVE_OUT:
+        require(-1 not in inputs, f"{what} must not leave out any of its inputs", inputs)
     if name == "UNIDIRECTIONAL_SEQUENCE_LSTM":
         _check_gates(inputs, what)
     if name in SAME_DTYPE:

@@ -14,7 +14,6 @@ from tfedge.models.compiling import own_objects as own_objects
 from tfedge.models.copying import copy_model as copy_model
 from tfedge.models.keras3 import to_keras3 as to_keras3
 from tfedge.models.loading import load_model as load_model
-from tfedge.models.loading import save_model as save_model
 from tfedge.models.looking import check_finite as check_finite
 from tfedge.models.looking import check_rebuildable as check_rebuildable
 from tfedge.models.looking import choose_layers as choose_layers
@@ -23,3 +22,5 @@ from tfedge.models.looking import is_functional as is_functional
 from tfedge.models.looking import is_model as is_model
 from tfedge.models.looking import keras_of as keras_of
 from tfedge.models.looking import layers_of as layers_of
+from tfedge.models.saving import save_model as save_model
+from tfedge.models.seeding import reproducible as reproducible

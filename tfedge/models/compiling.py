@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfedge.errors import TfedgeWarning
-from tfedge.models.looking import KERASES, import_keras, keras_of
+from tfedge.models.looking import KERASES, import_keras, is_functional, keras_of
 
 # Parts of Keras objects that hold no classes of the user's, and much else.
 NOT_SEARCHED = frozenset({"KerasTensor", "Node", "Variable", "Tracker", "History"})
@@ -26,6 +26,8 @@ def compile_like(model: Any, source: Any) -> Any:
     Returns:
         `model`.
     """
+    if keras_of(model) == "tf_keras" and is_functional(model):
+        model.output_names = list(source.output_names)  # wrappers around the ends rename them
     if not is_compiled(source):
         return model
     saving = import_keras(keras_of(source)).saving

@@ -1,4 +1,4 @@
-"""Load and save Keras models of every format; files that carry code are refused."""
+"""Load Keras models of every format; files that carry code are refused."""
 
 import importlib
 import logging
@@ -18,10 +18,10 @@ from tfedge.errors import (
     TfedgeWarning,
     UnsafeModelError,
 )
-from tfedge.files import writing
-from tfedge.models.looking import import_keras, is_model, keras_of
+from tfedge.files import working_directory_importable
+from tfedge.models.looking import import_keras, is_model
 from tfedge.models.reading import FORMATS, ModelFile, read_file
-from tfedge.models.safety import Named, find_classes, find_code, find_named
+from tfedge.models.safety import Named, find_classes, find_code, find_named, find_oversized
 
 log = logging.getLogger("tfedge")
 
@@ -73,47 +73,11 @@ def load_model(
     file = read_file(path)
     if not unsafe:
         _check_safe(file)
+    _check_size(file)
     with _scope_of(file):
         if not unsafe:
             _check_known(file, objects)
         return _load_file(file, objects, unsafe)
-
-
-def save_model(model: Any, path: str | os.PathLike[str]) -> Path:
-    """Save a model whole or not at all.
-
-    Args:
-        model: A Keras 3 or tf_keras model.
-        path: A name that ends in `.keras` or `.h5`.
-
-    Returns:
-        The path.
-
-    Raises:
-        SettingsError: The name ends otherwise.
-        FileWriteError: The file could not be written; what stood there is untouched.
-    """
-    keras_of(model)
-    path = Path(path)
-    if path.suffix not in (".keras", ".h5"):
-        raise SettingsError(
-            f"A Keras model is saved as `.keras` or `.h5`. Received: `{path}`. "
-            f"Write `{path.with_suffix('.keras')}`."
-        )
-    with writing(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="You are saving your model as an HDF5 file")
-        warnings.filterwarnings("ignore", category=DeprecationWarning)  # NumPy's, of Keras
-        _save(model, temporary)
-    return path
-
-
-def _save(model: Any, path: Path) -> None:
-    try:
-        model.save(path)
-    except RuntimeError as error:  # HDF5 tells of a full disk in words
-        if match := re.search(r"errno = (\d+)", str(error)):
-            raise OSError(int(match[1]), os.strerror(int(match[1]))) from error
-        raise
 
 
 def _imported(modules: Sequence[str]) -> dict[str, Any]:
@@ -125,7 +89,8 @@ def _imported(modules: Sequence[str]) -> dict[str, Any]:
     objects: dict[str, Any] = {}
     for name in modules:
         try:
-            module = importlib.import_module(name)
+            with working_directory_importable():
+                module = importlib.import_module(name)
         except Exception as error:  # the module is the user's: anything can go wrong in it
             raise ModelError(
                 f"The module `{name}` of `imports` could not be imported "
@@ -150,6 +115,16 @@ def _check_safe(file: ModelFile) -> None:
             f"A model file must not carry code. `{file.path}` carries {found}, which runs when the "
             "model is loaded or used. If you trust whoever made this file, pass `unsafe=True` "
             "(`--unsafe`); better, save the model again with a layer class in place of it."
+        )
+
+
+def _check_size(file: ModelFile) -> None:
+    """No layer needs more weights than the file holds: building it could fill the memory."""
+    found = find_oversized(file.config, file.stored)
+    if found:
+        raise ModelError(
+            f"A model file holds the weights of its layers. `{file.path}` has {found}. It is "
+            "damaged or hostile: fetch it or save it again."
         )
 
 

@@ -1,15 +1,16 @@
 """Read a model file as far as its configuration, before any Keras sees it."""
 
 import json
-import types
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfedge.errors import ModelError, UnsafeModelError
+from tfedge.errors import FileWriteError, ModelError, TfedgeError
+from tfedge.files import FULL, is_full
 from tfedge.models.looking import import_keras
+from tfedge.models.stored import DAMAGE, check_hdf5, check_members, check_weights
 
 ZIP_MAGIC, HDF5_MAGIC, TFLITE_MAGIC = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n", b"TFL3"
 CONFIG_LIMIT_BYTES = 256 * 1024 * 1024
@@ -25,12 +26,14 @@ class ModelFile:
         config: Decoded JSON.
         kerases: Names of the Kerases that may load it, in the order to try them.
         written_by: Name of the Keras that wrote it.
+        stored: How many numbers its weights and other data hold.
     """
 
     path: Path
     config: Any
     kerases: tuple[str, ...]
     written_by: str
+    stored: int
 
 
 def read_file(path: Path) -> ModelFile:
@@ -80,19 +83,24 @@ def _read_keras_zip(path: Path) -> ModelFile:
                     f"A `.keras` file holds its configuration as `config.json`. `{path}` holds "
                     f"{', '.join(names[:4]) or 'nothing'}. Save the model again: `model.save()`."
                 )
+            check_members(path, archive)
             large = max(archive.getinfo(n).file_size for n in names if n.endswith(".json"))
             if large > CONFIG_LIMIT_BYTES:
                 raise ModelError(f"`{path}` is not sound: its configuration has {large} bytes.")
             config = json.loads(archive.read("config.json"))
             metadata = json.loads(archive.read("metadata.json")) if "metadata.json" in names else {}
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
-        raise ModelError(_damaged(path, error)) from error
-    except ModelError:
+            stored = check_weights(path, archive, import_keras("h5py"))
+    except TfedgeError:
         raise
-    except (ValueError, RecursionError) as error:
+    except DAMAGE as error:
+        if is_full(error):
+            raise FileWriteError(
+                f"Reading `{path}` needs room for a temporary file: {FULL}, or set TMPDIR to "
+                "another place."
+            ) from error
         raise ModelError(_damaged(path, error)) from error
     keras = _keras_of_config(config, metadata)
-    return ModelFile(path, config, (keras,), keras)
+    return ModelFile(path, config, (keras,), keras, stored)
 
 
 def _keras_of_config(config: Any, metadata: Any) -> str:
@@ -111,8 +119,10 @@ def _read_h5(path: Path) -> ModelFile:
         with h5py.File(path, "r") as file:
             texts = [file.attrs.get(key) for key in ("model_config", "training_config")]
             version = file.attrs.get("keras_version", "")
-            elsewhere = _outside(h5py, file)
-    except (OSError, RuntimeError, KeyError) as error:
+            stored = check_hdf5(path, file, path.stat().st_size, h5py)
+    except TfedgeError:
+        raise
+    except DAMAGE as error:
         raise ModelError(_damaged(path, error)) from error
     if texts[0] is None:
         raise ModelError(
@@ -120,32 +130,12 @@ def _read_h5(path: Path) -> ModelFile:
             "Python, call `model.load_weights()` with this file, and pass the model or "
             "save it whole with `model.save('model.keras')`."
         )
-    if elsewhere:
-        raise UnsafeModelError(
-            f"A model file is complete in itself. `{path}` takes `{elsewhere}` from another file "
-            "of this machine; tfedge does not follow such links."
-        )
     try:
         config = [json.loads(text) for text in texts if text is not None]
     except (ValueError, TypeError, RecursionError) as error:
         raise ModelError(_damaged(path, error)) from error
     writer = "keras" if str(version).startswith("3") else "tf_keras"
-    return ModelFile(path, config, ("keras", "tf_keras"), writer)
-
-
-def _outside(h5py: types.ModuleType, group: Any, prefix: str = "") -> str | None:
-    """The first member of an HDF5 group whose content lies in another file."""
-    for name in group:
-        link = group.get(name, getlink=True)
-        if isinstance(link, h5py.ExternalLink | h5py.SoftLink):
-            return prefix + name
-        member = group[name]
-        if isinstance(member, h5py.Group):
-            if found := _outside(h5py, member, f"{prefix}{name}/"):
-                return found
-        elif isinstance(member, h5py.Dataset) and member.external:
-            return prefix + name
-    return None
+    return ModelFile(path, config, ("keras", "tf_keras"), writer, stored)
 
 
 def _damaged(path: Path, error: BaseException) -> str:

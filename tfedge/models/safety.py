@@ -6,6 +6,7 @@ imports whatever module the configuration names.
 """
 
 import builtins
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -40,6 +41,18 @@ OPERATIONS_WITH_EFFECTS = frozenset(
     | {"read_file", "write_file"}
 )
 TENSOR_CLASSES = frozenset({"RaggedTensor", "sparse.SparseTensor", "SparseTensor"})
+
+# Settings whose product is the least number of weights that a layer of the class has.
+LEAST_WEIGHTS = {
+    "Dense": ("units",),
+    "Embedding": ("input_dim", "output_dim"),
+    **dict.fromkeys(("SimpleRNN", "SimpleRNNCell", "GRU", "GRUCell"), ("units", "units")),
+    **dict.fromkeys(("LSTM", "LSTMCell"), ("units", "units")),
+    **{f"{kind}{n}D": ("filters",) for kind in ("Conv", "SeparableConv") for n in (1, 2, 3)},
+    **{f"Conv{n}DTranspose": ("filters",) for n in (1, 2, 3)},
+    **{f"DepthwiseConv{n}D": ("depth_multiplier",) for n in (1, 2)},
+}
+WEIGHTS_IN_A_NUMBER = 8  # weights may be stored packed: two of 4 bits in one byte
 
 
 @dataclass(frozen=True)
@@ -109,6 +122,32 @@ def find_classes(config: Any) -> set[str]:
     """
     entries = (value.get("class_name") for value in _walk(config) if isinstance(value, Mapping))
     return {name.rpartition(">")[2] for name in entries if isinstance(name, str)}
+
+
+def find_oversized(config: Any, stored: int) -> str | None:
+    """The first layer in a configuration that needs more weights than its file holds.
+
+    Args:
+        config: Decoded JSON of a model file.
+        stored: How many numbers the file holds.
+
+    Returns:
+        A phrase; `None` if there is no such layer among those whose weights can be counted.
+
+    Example:
+        >>> find_oversized({"class_name": "Dense", "config": {"units": 10**9}}, stored=1000)
+        'a `Dense` layer with `units` 1000000000, of 1000 stored numbers'
+    """
+    for entry in _walk(config):
+        if isinstance(entry, str) or not isinstance(entry.get("config"), Mapping):
+            continue
+        name = str(entry.get("class_name")).rpartition(">")[2]
+        keys = LEAST_WEIGHTS.get(name, ())
+        sizes = [size for key in keys if isinstance(size := entry["config"].get(key), int | float)]
+        if sizes and math.prod(sizes) > WEIGHTS_IN_A_NUMBER * stored:
+            said = ", ".join(f"`{key}` {entry['config'].get(key)}" for key in dict.fromkeys(keys))
+            return f"a `{name}` layer with {said}, of {stored} stored numbers"
+    return None
 
 
 def _walk(config: Any) -> Iterator[Any]:

@@ -42,6 +42,9 @@ def open_model(
 ) -> "OpenModel":
     """Open a `.tflite` model on a delegate, or say why it cannot run there.
 
+    The model runs in this process. Files of unknown origin are better looked at by `tfedge inspect`
+    and run by `tfedge verify` first, which do so in a child process, within limits.
+
     Args:
         model: Path of the file, or its content. It is checked for soundness first.
         delegate: `"xnnpack"` (the default) or `"none"` (LiteRT's own kernels; the default with

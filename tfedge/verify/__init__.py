@@ -121,6 +121,9 @@ def verify(
 ) -> VerificationReport:
     """Compare what two models make of the same inputs.
 
+    Both run in this process, files after a check that they are sound. For files of unknown origin
+    use the command `tfedge verify`: it opens them in a child process, within limits.
+
     Args:
         reference: A Keras model (Keras 3 or tf_keras), or a `.tflite` file: its path or its bytes.
         candidate: The same; usually the file made of `reference`.

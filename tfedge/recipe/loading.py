@@ -1,0 +1,76 @@
+"""Load the data of a recipe as its model takes them."""
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from tfedge.data import Data, Split, load_dataset
+from tfedge.errors import SettingsError
+from tfedge.recipe.directory import digest_of
+from tfedge.recipe.settings import Recipe
+
+HASHED_BATCHES = 8  # of a stream
+
+
+def load_data(recipe: Recipe, model: Any) -> tuple[Data, Split | None]:
+    """The data of a recipe as its model takes them, and the split to choose by, if any.
+
+    Args:
+        recipe: The recipe.
+        model: Its model, which gives images their size.
+    """
+    source = recipe.source
+    size: Any = source.image_size
+    data = load_dataset(source.source, seed=recipe.seed, image_size=size, model=model)
+    if recipe.input is not None:
+        data = recipe.input.apply_to(data)
+    if source.labels == "inputs":
+        data = dataclasses.replace(
+            data,
+            train=_with_own_inputs(data.train),
+            evaluation=_with_own_inputs(data.evaluation),
+        )
+    if not source.validation:
+        return data, None
+    if data.train is None:
+        raise SettingsError(
+            "`data.validation` is taken out of training data. Received: data without any."
+        )
+    train, validation = data.train.divide(source.validation, recipe.seed)
+    return dataclasses.replace(data, train=train), validation
+
+
+def _with_own_inputs(split: Split | None) -> Split | None:
+    if split is None:
+        return None
+    x = split.rows[0]
+    return Split(x, x)
+
+
+def hash_of_data(data: Data, validation: Split | None) -> str:
+    """SHA-256 of the samples; of a stream, of its first batches."""
+    parts: list[Any] = []
+    for split in (data.train, data.evaluation, data.calibration, validation):
+        if split is None:
+            parts.append(None)
+        elif split.is_stream:
+            rows = split.batches(256)
+            parts.append([_hash_rows(row) for _, row in zip(range(HASHED_BATCHES), rows)])  # noqa: B905
+        else:
+            parts.append(_hash_rows(split.rows))
+    return digest_of(parts)
+
+
+def _hash_rows(rows: Any) -> list[Any]:
+    digests: list[Any] = []
+    for part in rows:
+        arrays = part if isinstance(part, tuple) else (part,)
+        named = part.items() if isinstance(part, dict) else enumerate(arrays)
+        for name, array in named:
+            if array is not None:
+                plain = np.ascontiguousarray(array)
+                digest = hashlib.sha256(plain.tobytes()).hexdigest()
+                digests.append([name, str(plain.dtype), plain.shape, digest])
+    return digests

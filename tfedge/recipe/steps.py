@@ -1,0 +1,294 @@
+"""The steps of a recipe, and the names that stand for several of them."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tfedge.errors import SettingsError, did_you_mean
+
+AUTO = "auto"
+WAYS = ("auto", "calibrate", "train")  # of `quantize`
+OVERRIDES = ("epochs", "batch_size", "learning_rate")  # of a step's `train`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of a recipe.
+
+    Attributes:
+        stage: `"prune"`, `"finetune"` or `"quantize"`.
+        settings: Fields of the stage's class; `"auto"` where the budget chooses the value.
+        way: Of `quantize`: `"calibrate"`, `"train"`, or `"auto"`, the first that meets the budget.
+        train: What this step trains with instead of the recipe's `train`.
+    """
+
+    stage: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    way: str = ""
+    train: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether the budget is to choose a strength."""
+        return AUTO in self.settings.values()
+
+    def to_dict(self) -> Any:
+        """The step as it stands in YAML."""
+        inner: dict[str, Any] = dict(self.settings)
+        if self.train:
+            inner["train"] = dict(self.train)
+        if self.way:
+            if not inner:
+                return {self.stage: self.way}
+            inner["way"] = self.way
+        return {self.stage: inner} if inner else self.stage
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps and the modes of the files that they lead to. Plans add up.
+
+    Example:
+        >>> plan = prune(80) + w8a8()
+        >>> [step.stage for step in plan.steps], plan.modes
+        (['prune', 'quantize'], ('float32', 'int8'))
+    """
+
+    steps: tuple[Step, ...] = ()
+    modes: tuple[str, ...] = ()
+
+    def __add__(self, other: "Plan") -> "Plan":
+        modes = tuple(dict.fromkeys((*self.modes, *other.modes)))
+        return Plan((*self.steps, *other.steps), modes)
+
+
+def prune(percent: int | None = None) -> Plan:
+    """`prune80`: prune to 80 % zeros; `prune`: as far as the budget allows."""
+    if percent is not None and not 0 < percent < 100:
+        raise SettingsError(f"`prune` takes a percentage from 1 to 99. Received: prune{percent}.")
+    sparsity = AUTO if percent is None else percent / 100
+    return Plan((Step(stage="prune", settings={"sparsity": sparsity}),))
+
+
+def finetune(epochs: int | None = None) -> Plan:
+    """`finetune3`: train on for 3 epochs; `finetune`: for as many as the recipe's `train` says."""
+    settings = {} if epochs is None else {"epochs": epochs}
+    return Plan((Step(stage="finetune", settings=settings),))
+
+
+def w8a8() -> Plan:
+    """`w8a8`: int8 weights and activations, by calibration or, where that costs too much, QAT."""
+    return Plan((Step(stage="quantize", way="auto"),), ("float32", "int8"))
+
+
+def qat() -> Plan:
+    """`qat`: int8 weights and activations by quantization-aware training."""
+    return Plan((Step(stage="quantize", way="train"),), ("float32", "int8"))
+
+
+def w8a16() -> Plan:
+    """`w8a16`: int8 weights and int16 activations, by calibration."""
+    return Plan((), ("float32", "int16x8"))
+
+
+def w8() -> Plan:
+    """`w8`: int8 weights, activations computed in float."""
+    return Plan((), ("float32", "dynamic_int8"))
+
+
+def fp16() -> Plan:
+    """`fp16`: float16 weights."""
+    return Plan((), ("float32", "float16"))
+
+
+def fp32() -> Plan:
+    """`fp32`: a float32 file."""
+    return Plan((), ("float32",))
+
+
+PARTS: Mapping[str, Callable[..., Plan]] = {
+    part.__name__: part for part in (prune, finetune, w8a8, qat, w8a16, w8, fp16, fp32)
+}
+NUMBERED = ("prune", "finetune")
+
+
+def named(name: str) -> Plan:
+    """The plan that a name stands for: parts joined by `_`, in their order.
+
+    Args:
+        name: E.g. `"prune80_w8a8"`; parts are `prune`, `finetune` (both with an optional number),
+            `w8a8`, `qat`, `w8a16`, `w8`, `fp16`, `fp32`.
+
+    Raises:
+        SettingsError: A part is not known.
+
+    Example:
+        >>> named("prune90_finetune2_w8a8") == prune(90) + finetune(2) + w8a8()
+        True
+    """
+    plan = Plan()
+    for part in name.split("_"):
+        match = re.fullmatch(rf"({'|'.join(NUMBERED)})(\d+)", part)
+        if match:
+            plan += PARTS[match[1]](int(match[2]))
+        elif part in PARTS:
+            plan += PARTS[part]()
+        else:
+            raise SettingsError(
+                "The name of a recipe is made of parts such as `prune80_w8a8`: "
+                f"{', '.join(PARTS)}, joined by `_`. Received: {name!r}."
+                f"{did_you_mean(part, PARTS)}"
+            )
+    return plan
+
+
+def steps_of(stages: Any) -> tuple[tuple[Step, ...], tuple[str, ...]]:
+    """Steps, and modes where a name says them.
+
+    Args:
+        stages: A name, a `Plan`, or a list of steps: `Step`, the name of a stage, or a mapping from
+            it to its settings.
+
+    Raises:
+        SettingsError: There is no such stage or setting, or the order is impossible.
+    """
+    if isinstance(stages, str):
+        stages = named(stages)
+    if isinstance(stages, Plan):
+        steps, modes = stages.steps, stages.modes
+    elif isinstance(stages, list | tuple):
+        steps, modes = tuple(_step(entry) for entry in stages), ()
+    else:
+        raise SettingsError(
+            f"`stages` is a list of steps, or a name such as `prune80_w8a8`. Received: {stages!r}."
+        )
+    places = [place for place, step in enumerate(steps) if step.stage == "quantize"]
+    if places and (len(places) > 1 or places[0] != len(steps) - 1):
+        raise SettingsError(
+            "`quantize` is the last step and the only one of its kind: its wrappers stay until "
+            f"conversion. Received: {', '.join(step.stage for step in steps)}."
+        )
+    return steps, modes
+
+
+def _step(entry: Any) -> Step:
+    if isinstance(entry, Step):
+        step = entry
+    elif isinstance(entry, str):
+        step = _with_settings(entry, None)
+    elif isinstance(entry, Mapping) and len(entry) == 1:
+        step = _with_settings(*next(iter(entry.items())))
+    else:
+        raise SettingsError(
+            "A step is the name of a stage, or `stage: {setting: value}`, one stage in each item "
+            f"of the list. Received: {entry!r}."
+        )
+    fields = stage_fields(step.stage)
+    for name in step.settings:
+        if name not in fields:
+            raise SettingsError(
+                f"`{step.stage}` has no setting {name!r}. It has: {', '.join(fields)}, train."
+                f"{did_you_mean(str(name), [*fields, 'train'])}"
+            )
+    _check_step(step)
+    return step
+
+
+def _with_settings(stage: Any, given: Any) -> Step:
+    if stage not in STAGES:
+        raise SettingsError(
+            f"A stage is one of {', '.join(STAGES)}. Received: {stage!r}."
+            f"{did_you_mean(str(stage), STAGES)}"
+        )
+    if given is None:
+        given = {}
+    if isinstance(given, str) and stage == "quantize":
+        given = {"way": given}
+    if given == AUTO and stage == "prune":
+        given = {"sparsity": AUTO}
+    if not isinstance(given, Mapping):
+        raise SettingsError(f"The settings of `{stage}` are a mapping. Received: {given!r}.")
+    settings = dict(given)
+    train = settings.pop("train", {})
+    way = settings.pop("way", "train" if settings else AUTO) if stage == "quantize" else ""
+    return Step(stage=stage, settings=settings, way=way, train=train)
+
+
+def _check_step(step: Step) -> None:
+    if step.stage == "quantize" and step.way not in WAYS:
+        raise SettingsError(
+            f"`quantize` is done by one of {', '.join(WAYS)}. Received: {step.way!r}."
+            f"{did_you_mean(str(step.way), WAYS)}"
+        )
+    if not isinstance(step.train, Mapping) or set(step.train) - set(OVERRIDES):
+        raise SettingsError(
+            f"`train` of a step holds {', '.join(OVERRIDES)}. Received: {step.train!r}."
+        )
+    searched = [name for name, value in step.settings.items() if value == AUTO]
+    if searched and (step.stage != "prune" or searched not in (["sparsity"], ["threshold"])):
+        raise SettingsError(
+            "`auto` stands for `sparsity` or `threshold` of `prune`. Received: "
+            f"{step.stage}: {', '.join(searched)}."
+        )
+    make_stage(step, strength=0.5 if searched else None)
+
+
+def stage_fields(stage: str) -> tuple[str, ...]:
+    """Names of the settings of a stage."""
+    return tuple(f.name for f in dataclasses.fields(stage_class(stage)))
+
+
+def stage_class(stage: str) -> Any:
+    """The class of a stage."""
+    from tfedge.stages.finetune import FineTune
+    from tfedge.stages.prune import Prune
+    from tfedge.stages.quantize import Quantize
+
+    return {"prune": Prune, "finetune": FineTune, "quantize": Quantize}[stage]
+
+
+STAGES = ("prune", "finetune", "quantize")
+
+
+def make_stage(
+    step: Step, *, strength: float | None = None, epochs: int = 1, **changes: Any
+) -> Any:
+    """The stage of a step, its settings checked.
+
+    Args:
+        step: The step.
+        strength: What stands in for the setting that the budget moves.
+        epochs: Of `finetune`, where its settings do not say.
+        changes: Settings to use instead.
+
+    Raises:
+        SettingsError: A setting is out of its range.
+    """
+    settings = {**step.settings, **changes}
+    name = strength_name(step)
+    if strength is not None and name is not None:
+        settings[name] = strength
+    if step.stage == "finetune":
+        settings.setdefault("epochs", epochs)
+    for key, value in settings.items():
+        if isinstance(value, list):
+            settings[key] = tuple(value)
+    try:
+        return stage_class(step.stage)(**settings)
+    except TypeError as error:  # a setting of a wrong type, which the stage compares
+        raise SettingsError(
+            f"A setting of `{step.stage}` has the wrong type. Received: {settings!r} ({error})."
+        ) from error
+
+
+def strength_name(step: Step) -> str | None:
+    """The setting of a step that the budget may move, or `None`."""
+    if step.stage != "prune":
+        return None
+    for name in ("sparsity", "threshold"):
+        value = step.settings.get(name)
+        if value == AUTO or (isinstance(value, float | int) and not isinstance(value, bool)):
+            return name
+    return None

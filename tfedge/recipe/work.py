@@ -1,0 +1,459 @@
+"""Do the single pieces of a run, each kept in the run directory: load, train, evaluate, convert."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import inspect
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfedge import __version__
+from tfedge.convert import convert
+from tfedge.data import Split, find_function
+from tfedge.data.functions import is_reference
+from tfedge.errors import DataError
+from tfedge.files import write_whole
+from tfedge.models import (
+    check_finite,
+    keras_of,
+    load_model,
+    own_objects,
+    reproducible,
+    save_model,
+)
+from tfedge.recipe.applying import applied, curves_of, fit_of, logged, title_of
+from tfedge.recipe.directory import RunDirectory, digest_of, seed_of, sha256_of
+from tfedge.recipe.judge import Judge
+from tfedge.recipe.loading import hash_of_data, load_data
+from tfedge.recipe.settings import Recipe
+from tfedge.recipe.steps import Step, strength_name
+from tfedge.report import FileRecord, StepRecord
+from tfedge.stages._base import Context
+
+BASELINE = "0-baseline"
+BASELINE_FILE = "baseline_float32.tflite"
+PACKAGES = ("tensorflow", "keras", "tf_keras", "tensorflow-model-optimization", "ai-edge-litert")
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """A model on its way.
+
+    Attributes:
+        path: Where it is kept.
+        digest: Of all that it came from.
+        record: What is known of it.
+    """
+
+    path: Path
+    digest: str
+    record: StepRecord
+
+
+class Work:
+    """The model, the data and the budget of a recipe, and what can be done with them.
+
+    Args:
+        recipe: The recipe.
+        directory: Where results are kept.
+        say: Called with a sentence and a fraction.
+    """
+
+    def __init__(
+        self, recipe: Recipe, directory: RunDirectory, say: Callable[[str, float], None]
+    ) -> None:
+        self.recipe = recipe
+        self.directory = directory
+        self.folders: set[Path] = set()
+        self.done = 0
+        self._say = say
+        self.say("loading the model")
+        self.model_path, model_digest = self._model_file()
+        self.model = self.load(self.model_path)
+        check_finite(self.model)
+        self.say("loading the data")
+        self.data, validation = load_data(recipe, self.model)
+        self.hashes = {
+            "recipe": digest_of(recipe.to_dict()),
+            "model": model_digest,
+            "data": hash_of_data(self.data, validation),
+        }
+        self.judge = Judge(self._evaluation(), recipe.metric, self.model)
+        self.chooser = self.judge
+        if validation is not None:
+            self.chooser = Judge(validation, recipe.metric, self.model)
+        self.baseline, self.baseline_file = self._baseline()
+
+    def say(self, what: str, share: float = 0.0) -> None:
+        """Report what is being done; `share` is the part of this piece that is done."""
+        expected = 4 + 5 * len(self.recipe.steps) + len(self.recipe.convert)
+        self._say(what, min(0.95, (self.done + share) / expected))
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is something to train with."""
+        return self.recipe.fit is not None or (
+            self.data.train is not None and _has_labels(self.data.train)
+        )
+
+    @cached_property
+    def objects(self) -> dict[str, Any]:
+        """The classes of one's own that the model uses, by name."""
+        return dict(own_objects(self.model))
+
+    def load(self, path: Path) -> Any:
+        """A model of this run, from its file."""
+        objects = self.objects if "model" in vars(self) else None
+        return load_model(
+            path,
+            custom_objects=objects,
+            unsafe=self.recipe.unsafe,
+            imports=self.recipe.imports,
+        )
+
+    # ------------------------------------------------------------------ the beginning
+
+    def _model_file(self) -> tuple[Path, str]:
+        """The model as a file; what a function returns is kept as one."""
+        name = self.recipe.model
+        if not is_reference(name) or Path(name).exists():
+            path = Path(name)
+            return path, sha256_of(path) if path.is_file() else name
+        function = find_function(name)
+        key = {"model": name, "source": _source_of(function), "common": self._common()}
+
+        def make(folder: Path) -> Any:
+            with reproducible(seed_of(self.recipe.seed, "model")):
+                model = function()
+                keras_of(model)
+                save_model(model, folder / "model.keras")
+            return {}
+
+        _, folder = self.directory.step("0-model", key, make)
+        self.folders.add(folder)
+        return folder / "model.keras", sha256_of(folder / "model.keras")
+
+    def _common(self) -> dict[str, Any]:
+        """What every step depends on, beside what is its own."""
+        return {"versions": versions(), "seed": self.recipe.seed}
+
+    def _evaluation(self) -> Split:
+        split = self.data.evaluation
+        if split is None:
+            raise DataError(
+                "A run is judged on evaluation data. Received: data without any. Give `x_test` and "
+                "`y_test`, or training data that a part can be set aside of."
+            )
+        return split
+
+    def _baseline(self) -> tuple[State, FileRecord]:
+        key = {
+            **self._common(),
+            "model": self.hashes["model"],
+            "data": self.hashes["data"],
+            "metric": self.recipe.metric,
+        }
+        digest = digest_of(key)
+
+        def make(folder: Path) -> Any:
+            self.say("measuring the model as it came")
+            started = time.perf_counter()
+            content, report = convert(self.model, mode="float32")
+            write_whole(folder / "model_float32.tflite", content)
+            figures, verification = self.judge.file(self.model, content)
+            chosen = figures
+            if self.chooser is not self.judge:
+                chosen, _ = self.chooser.file(self.model, content)
+            seconds = time.perf_counter() - started
+            step = StepRecord(
+                step=BASELINE,
+                title="the model as it came",
+                outcome="baseline",
+                figures=chosen,
+                size_bytes=report.size_bytes,
+                gzip_bytes=report.gzip_bytes,
+                sparsity=report.inspection.sparsity,
+                parameters=_parameters(self.model),
+                seconds=seconds,
+            )
+            file = _file_record(report, verification, figures, content, "float32", "", seconds)
+            return {"step": step, "file": file, "chosen": chosen}
+
+        record, folder = self.directory.step(BASELINE, key, make)
+        self.folders.add(folder)
+        self.done += 1
+        self.budget = self.chooser.budget(record["chosen"], self.recipe.max_drop)
+        self.final_budget = self.judge.budget(record["file"]["figures"], self.recipe.max_drop)
+        step = _step_record(record["step"])
+        step = dataclasses.replace(step, drops=self.budget.drops(step.figures))
+        file = dataclasses.replace(
+            _as(FileRecord, record["file"]),
+            outcome="baseline",
+            path=BASELINE_FILE,
+        )
+        self.baseline_content = (folder / "model_float32.tflite").read_bytes
+        file = dataclasses.replace(file, drops=self.final_budget.drops(file.figures))
+        return State(path=self.model_path, digest=digest, record=step), file
+
+    # ------------------------------------------------------------------ one trial of a stage
+
+    def trial(self, index: int, step: Step, state: State, fraction: float | None = None) -> State:
+        """Apply a step to a model, or take what an earlier run made of it.
+
+        Args:
+            index: Place of the step in the recipe.
+            step: The step.
+            state: The model that it is applied to; comes out as it was.
+            fraction: The fraction of weights to remove, where the budget moves the strength.
+
+        Returns:
+            The new model.
+        """
+        strength = self._strength(step, state, fraction)
+        name = f"{index + 1}-{step.stage}"
+        key = {
+            "from": state.digest,
+            "step": step.to_dict(),
+            "strength": strength,
+            "train": self._training(step),
+            "seed": self.recipe.seed,
+            "name": name,
+        }
+        title = title_of(step, strength)
+
+        def make(folder: Path) -> Any:
+            self.say(title)
+            return self._applied(folder, name, step, state, strength, title)
+
+        suffix = "" if fraction is None else f"-{100 * fraction:g}"
+        record, folder = self.directory.step(f"{name}{suffix}", key, make)
+        self.folders.add(folder)
+        self.done += 1
+        step_record = dataclasses.replace(
+            _step_record(record),
+            model=str((folder / "model.keras").relative_to(self.directory.path)),
+        )
+        return State(path=folder / "model.keras", digest=digest_of(key), record=step_record)
+
+    def _applied(
+        self,
+        folder: Path,
+        name: str,
+        step: Step,
+        state: State,
+        strength: Mapping[str, float],
+        title: str,
+    ) -> StepRecord:
+        started = time.perf_counter()
+        seed = seed_of(self.recipe.seed, name)
+        histories: list[Any] = []
+        with reproducible(seed):
+            model = self.load(state.path)
+            fit = self._fit(step, seed, title, folder.name, histories)
+            context = Context(fit=fit, data=self.data, seed=seed)
+            model, report = applied(step, strength, model, context, self._keeps_zeros(state))
+            save_model(model, folder / "model.keras")
+        figures = self.chooser.model(model)
+        sizes: dict[str, Any] = {}
+        if step.stage != "quantize":
+            _, converted = convert(model, mode="float32")
+            sizes = {
+                "size_bytes": converted.size_bytes,
+                "gzip_bytes": converted.gzip_bytes,
+                "sparsity": converted.inspection.sparsity,
+            }
+        return StepRecord(
+            step=name,
+            title=title,
+            outcome="accepted",
+            settings=dict(step.settings),
+            strength=dict(strength),
+            figures=figures,
+            parameters=_parameters(model),
+            stage=report,
+            epochs=curves_of(histories),
+            seconds=time.perf_counter() - started,
+            **sizes,
+        )
+
+    def _keeps_zeros(self, state: State) -> bool:
+        return (state.record.sparsity or 0.0) >= 0.1
+
+    def _training(self, step: Step) -> dict[str, Any]:
+        own = {} if self.recipe.fit else dict(vars(self.recipe.train))
+        if self.recipe.fit:
+            own["fit"] = [self.recipe.fit, _source_of(find_function(self.recipe.fit))]
+        return {**own, **step.train}
+
+    def _fit(
+        self, step: Step, seed: int, title: str, folder: str, histories: list[Any]
+    ) -> Callable[[Any, Sequence[Any]], Any] | None:
+        """The `fit(model, callbacks)` of a step, which logs; `None` without training data."""
+        if not self.trains:
+            return None
+        chosen = fit_of(
+            self.recipe, step, self.data, seed, progress=lambda part: self.say(title, part)
+        )
+        return logged(chosen, self.directory.path / "logs" / folder, histories)
+
+    def _strength(self, step: Step, state: State, fraction: float | None) -> dict[str, float]:
+        name = strength_name(step)
+        if name is None:
+            return {}
+        if fraction is None:
+            return {name: float(step.settings[name])}
+        if name == "sparsity":
+            return {name: fraction}
+        return {name: float(f"{np.quantile(self._magnitudes(state), fraction):.6g}")}
+
+    def as_fraction(self, name: str, value: float, state: State) -> float:
+        """The fraction of weights that a strength removes."""
+        if name == "sparsity":
+            return float(value)
+        return min(0.999, float((self._magnitudes(state) < value).mean()))
+
+    def _magnitudes(self, state: State) -> np.ndarray:
+        from tfedge.engines.native.kernels import find_kernels
+        from tfedge.engines.native.prune_settings import Pruning
+
+        model = self.load(state.path)
+        kernels, _ = find_kernels(model, Pruning(sparsity=0.5), training=False)
+        return np.abs(np.concatenate([np.ravel(k.variable.numpy()) for k in kernels]))
+
+    # ------------------------------------------------------------------ one file
+
+    def convert(
+        self, state: State, mode: str, way: str, step: Step | None = None
+    ) -> tuple[FileRecord, Path]:
+        """Convert a model, or take the file that an earlier run made of it.
+
+        Args:
+            state: The model.
+            mode: Mode of the file.
+            way: How its integers come about.
+            step: The step `quantize`, where it has settings.
+
+        Returns:
+            The file's record, judged by budget and limits, and the folder of its step.
+        """
+        key = {"from": state.digest, "mode": mode, "way": way, "metric": self.recipe.metric}
+
+        def make(folder: Path) -> Any:
+            self.say(f"converting to {mode}{f' by {way}' if way else ''}")
+            return self._converted(folder, state, mode, way)
+
+        short = "qat" if way.startswith("quantization") else way
+        name = "-".join(part for part in ("convert", mode, short) if part)
+        record, folder = self.directory.step(name, key, make)
+        self.folders.add(folder)
+        self.done += 1
+        file = _as(FileRecord, record["file"])
+        broken = self.budget.broken(record["chosen"]) or self.final_budget.broken(file.figures)
+        broken = broken or self._limit(file)
+        return dataclasses.replace(
+            file,
+            path=str((folder / f"model_{mode}.tflite").relative_to(self.directory.path)),
+            outcome="rejected" if broken else "accepted",
+            reason=broken,
+            drops=self.final_budget.drops(file.figures),
+        ), folder
+
+    def _converted(self, folder: Path, state: State, mode: str, way: str) -> Mapping[str, Any]:
+        started = time.perf_counter()
+        with reproducible(seed_of(self.recipe.seed, f"convert-{mode}")):
+            model = self.load(state.path)
+            needed = mode in ("int8", "int16x8")
+            calibration = self.data.calibration if needed else None
+            content, report = convert(model, mode=mode, calibration=calibration)
+        write_whole(folder / f"model_{mode}.tflite", content)
+        figures, verification = self.judge.file(model, content)
+        chosen = figures
+        if self.chooser is not self.judge:
+            chosen, _ = self.chooser.file(model, content)
+        seconds = time.perf_counter() - started
+        file = _file_record(report, verification, figures, content, mode, way, seconds)
+        return {"file": file, "chosen": chosen}
+
+    def _limit(self, file: FileRecord) -> str:
+        for name, most in self.recipe.limits.given().items():
+            value = {"size_bytes": file.size_bytes, "gzip_bytes": file.gzip_bytes}.get(name)
+            if value is not None and value > most:
+                return f"{name} {value:,} is above the limit of {most:,.0f}"
+        return ""
+
+
+def _has_labels(split: Split) -> bool:
+    return split.is_stream or split.y is not None
+
+
+def versions() -> dict[str, str]:
+    """Version of each package that a result depends on."""
+    found = {"tfedge": __version__}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _source_of(function: Any) -> str:
+    """SHA-256 of the file that a function comes from."""
+    try:
+        return sha256_of(Path(inspect.getsourcefile(function) or ""))
+    except (OSError, TypeError):
+        return ""
+
+
+def _parameters(model: Any) -> int:
+    return int(sum(np.prod(weight.shape) for weight in model.weights))
+
+
+def _file_record(
+    report: Any,
+    verification: Any,
+    figures: Mapping[str, float],
+    content: bytes,
+    mode: str,
+    way: str,
+    seconds: float,
+) -> FileRecord:
+    return FileRecord(
+        path="",
+        mode=mode,
+        way=way,
+        outcome="accepted",
+        figures=dict(figures),
+        size_bytes=report.size_bytes,
+        gzip_bytes=report.gzip_bytes,
+        sparsity=report.inspection.sparsity,
+        macs=report.inspection.macs,
+        operators=len(report.inspection.operators),
+        float_operators=tuple(
+            {"index": row.index, "name": row.name, "layer": row.layer, "reason": row.reason}
+            for row in report.float_operators
+        ),
+        agreement=verification.agreement,
+        sqnr_db=verification.sqnr_db,
+        verdict=verification.verdict,
+        sha256=hashlib.sha256(content).hexdigest(),
+        seconds=seconds,
+    )
+
+
+def _as(cls: Any, values: Mapping[str, Any]) -> Any:
+    """A record from what JSON gave back."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls).validate_python(dict(values))
+
+
+def _step_record(values: Mapping[str, Any]) -> StepRecord:
+    record: StepRecord = _as(StepRecord, values)
+    return record
