@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -94,6 +96,8 @@ WRONG = [
     ({"max_drop": -1}, "from 0"),
     ({"max_drop": "a lot"}, "from 0"),
     ({"seed": -1}, "from 0"),
+    ({"input": {"scal": 2}}, r"`input.scal`.*Did you mean 'scale'"),
+    ({"input": {"std": 0}}, "positive"),
     ({"model": None}, "`model`"),
 ]
 
@@ -232,3 +236,14 @@ def test_the_search_ends_within_a_tenth_of_the_density_that_the_budget_allows(li
     if wanted > 0.15:
         assert accepted <= wanted
         assert (1 - accepted) / (1 - wanted) < 1.2
+
+
+def test_the_reference_in_the_readme_is_a_recipe_with_every_key(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    values = yaml.safe_load(block)
+    recipe = as_recipe(values)
+    assert set(values) == {f.name for f in dataclasses.fields(Recipe)} - {"name", "unsafe"}
+    assert [step.stage for step in recipe.stages] == ["prune", "finetune", "quantize"]

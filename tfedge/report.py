@@ -231,7 +231,7 @@ class RunReport(Record):
         name: Name of the recipe.
         fits: Whether a file meets every limit.
         best: Path of the smallest file (after gzip) that does, float32 aside where other modes were
-            asked for; without one, of the smallest file within `max_drop`.
+            asked for; without one, of the smallest file within `max_drop`; `None` without any.
         spent_by: The step that spent the budget where nothing fits; empty otherwise.
         verdicts: The result in sentences.
         metrics: Rows `{"name", "higher_is_better", "unit"}`, `unit` being `"points"` for figures
@@ -257,7 +257,7 @@ class RunReport(Record):
 
     name: str
     fits: bool
-    best: str
+    best: str | None
     spent_by: str = ""
     verdicts: tuple[str, ...]
     metrics: tuple[Mapping[str, Any], ...]

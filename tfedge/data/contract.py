@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -42,6 +42,8 @@ class InputContract:
         >>> contract.apply(np.array([[0, 255]], np.uint8))
         array([[-2.,  2.]], dtype=float32)
     """
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}  # where recipes are read
 
     mean: tuple[float, ...] | float = (0.0,)
     std: tuple[float, ...] | float = (1.0,)

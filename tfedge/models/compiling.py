@@ -26,7 +26,7 @@ def compile_like(model: Any, source: Any) -> Any:
     Returns:
         `model`.
     """
-    if keras_of(model) == "tf_keras" and is_functional(model):
+    if keras_of(model) == "tf_keras" and is_functional(model) and source.output_names:
         model.output_names = list(source.output_names)  # wrappers around the ends rename them
     if not is_compiled(source):
         return model

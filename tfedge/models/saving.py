@@ -121,7 +121,7 @@ def _rewrite_keras(source: Path, target: Path) -> None:
 
 
 def _in_order(folder: Path) -> list[Path]:
-    """The files of a folder: configuration first, as Keras writes them."""
+    """The files of a folder: configuration and weights before what else layers keep."""
     first = (METADATA, CONFIG, WEIGHTS)
     files = [path for path in folder.rglob("*") if path.is_file()]
     return sorted(files, key=lambda path: (path.name not in first, path.as_posix()))

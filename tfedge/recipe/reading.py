@@ -202,6 +202,9 @@ def _found_from(values: dict[str, Any], folder: Path) -> dict[str, Any]:
         values["data"] = {**data, "source": found(data.get("source"))}
     else:
         values["data"] = found(data)
+    contract = values.get("input")
+    if isinstance(contract, Mapping) and "labels" in contract:
+        values["input"] = {**contract, "labels": found(contract["labels"])}
     return {key: value for key, value in values.items() if value is not None}
 
 
