@@ -19,13 +19,20 @@ In a script of one's own::
     content, report = tfedge.convert(model, mode="int8")
     print(tfedge.verify(model, content, data.evaluation.x, labels=data.evaluation.y))
 
+By a recipe, within a budget, leaving a report::
+
+    from tfedge.recipe import Recipe, run
+
+    recipe = Recipe(model="model.keras", data="data.npz", max_drop=1.0, stages="prune_w8a8")
+    report = run(recipe, "runs/first")
+
 Without TensorFlow, from a base install (`inspect_model`, `open_model`, `benchmark`)::
 
     with tfedge.open_model("model_int8.tflite") as model:
         probabilities = model.predict(images)
 
-From a shell: `tfedge demo`, `tfedge convert`, `tfedge inspect`, `tfedge verify`,
-`tfedge benchmark`, `tfedge doctor`.
+From a shell: `tfedge demo`, `tfedge init`, `tfedge optimize`, `tfedge report`, `tfedge compare`,
+`tfedge convert`, `tfedge inspect`, `tfedge verify`, `tfedge benchmark`, `tfedge doctor`.
 
 Importing `tfedge` loads no TensorFlow; the names that need it load it when they are used.
 """
