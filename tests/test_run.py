@@ -1,6 +1,9 @@
 """What a run promises: its budget, its files, its report."""
 
+import importlib
 import json
+import shutil
+import sys
 
 import keras
 import numpy as np
@@ -293,6 +296,21 @@ def test_model_and_training_may_be_functions(tmp_path, monkeypatch):
     report = run(recipe, tmp_path / "run", measure_latency=False)
     assert accuracy(report.files[1]) > accuracy(report.files[0]) + 0.3
     assert report.files[1].sparsity == pytest.approx(0.5, abs=0.01)
+
+
+def test_code_of_ones_own_that_changed_is_not_reused(digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = "import numpy as np\n\n\ndef figure(y, scores):\n    return {}\n"
+    figures = []
+    for value in ("0.25", "0.75"):
+        (tmp_path / "own_metric.py").write_text(source.format(value))
+        monkeypatch.delitem(sys.modules, "own_metric", raising=False)
+        importlib.invalidate_caches()
+        recipe = recipe_of(digits, metric="max:own_metric:figure", convert=["float32"])
+        report = run(recipe, tmp_path / "run", measure_latency=False)
+        figures.append(report.files[0].figures["own_metric:figure"])
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+    assert figures == [0.25, 0.75]
 
 
 @pytest.mark.parametrize(

@@ -346,7 +346,8 @@ def _is_constant(task: Task, y: Any, outputs: np.ndarray) -> bool:
     if task.kind == "classes":
         numbers = y.argmax(axis=-1) if y.shape == outputs.shape else y.reshape(outputs.shape[:-1])
         right = float((outputs.argmax(axis=-1) == numbers).mean())
-        return right <= float(np.unique(numbers, return_counts=True)[1].max() / numbers.size)
+        counts: np.ndarray = np.unique(numbers, return_counts=True)[1]
+        return right <= float(np.max(counts)) / numbers.size
     if task.kind != "values" or y.size != outputs.size:
         return False
     error = np.abs(y.reshape(outputs.shape) - outputs).mean()

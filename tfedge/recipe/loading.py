@@ -1,14 +1,18 @@
-"""Load the data of a recipe as its model takes them."""
+"""Load the data of a recipe as its model takes them, and know when they changed."""
 
 import dataclasses
 import hashlib
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tfedge.data import Data, Split, load_dataset
+from tfedge.data.functions import is_reference
 from tfedge.errors import SettingsError
-from tfedge.recipe.directory import digest_of
+from tfedge.files import working_directory_importable
+from tfedge.recipe.directory import digest_of, sha256_of
 from tfedge.recipe.settings import Recipe
 
 HASHED_BATCHES = 8  # of a stream
@@ -74,3 +78,27 @@ def _hash_rows(rows: Any) -> list[Any]:
                 digest = hashlib.sha256(plain.tobytes()).hexdigest()
                 digests.append([name, str(plain.dtype), plain.shape, digest])
     return digests
+
+
+def hash_of_sources(recipe: Recipe) -> dict[str, str]:
+    """SHA-256 of the files of one's own code that a recipe names.
+
+    Args:
+        recipe: May name modules with layers, a metric or a training of one's own.
+
+    Returns:
+        Name of the module to the hash; modules that are no file are left out.
+    """
+    metrics = recipe.metric.values() if isinstance(recipe.metric, dict) else [recipe.metric]
+    named = [text.removeprefix("max:").removeprefix("min:") for text in metrics]
+    named = [name.partition(":")[0] for name in (*named, recipe.fit or "") if is_reference(name)]
+    found: dict[str, str] = {}
+    with working_directory_importable():
+        for name in (*recipe.imports, *named):
+            try:
+                spec = importlib.util.find_spec(name)
+            except (ImportError, ValueError):  # loading will say what is wrong
+                continue
+            if spec is not None and spec.origin is not None and Path(spec.origin).is_file():
+                found[name] = sha256_of(Path(spec.origin))
+    return found

@@ -30,7 +30,7 @@ from tfedge.models import (
 from tfedge.recipe.applying import applied, curves_of, fit_of, logged, title_of
 from tfedge.recipe.directory import RunDirectory, digest_of, seed_of, sha256_of
 from tfedge.recipe.judge import Judge
-from tfedge.recipe.loading import hash_of_data, load_data
+from tfedge.recipe.loading import hash_of_data, hash_of_sources, load_data
 from tfedge.recipe.settings import Recipe
 from tfedge.recipe.steps import Step, strength_name
 from tfedge.report import FileRecord, StepRecord
@@ -141,7 +141,11 @@ class Work:
 
     def _common(self) -> dict[str, Any]:
         """What every step depends on, beside what is its own."""
-        return {"versions": versions(), "seed": self.recipe.seed}
+        return {
+            "versions": versions(),
+            "seed": self.recipe.seed,
+            "sources": hash_of_sources(self.recipe),
+        }
 
     def _evaluation(self) -> Split:
         split = self.data.evaluation
