@@ -382,6 +382,8 @@ def _metric_sentence(row: OutputDifference, several: bool) -> str:
 
 def _distance(row: OutputDifference, samples: int) -> str:
     noise = f"SQNR {row.sqnr_db:.1f} dB, largest error {row.max_error:.3g}"
+    if row.sqnr_db == math.inf:
+        noise = "no difference in any output"
     if row.agreement is None:
         return f"{noise} over {samples} samples (permuted: {row.control_sqnr_db or 0:.1f} dB)."
     control = "" if row.control_agreement is None else f" (permuted: {row.control_agreement:.2%})"
