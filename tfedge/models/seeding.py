@@ -25,9 +25,10 @@ def reproducible(seed: int) -> Iterator[None]:
 
     Where TensorFlow sees no GPU, its operations are made deterministic
     (`tf.config.experimental.enable_op_determinism`), for the rest of the process: TensorFlow offers
-    no way back, and Keras 3 trains without XLA from then on. It matters for `tf.data` pipelines that draw random numbers in a parallel `map`,
-    which else give other samples in every run. Measured on two cores, training on arrays takes no
-    longer with it (MobileNetV2, both Kerases), a `map` of random image operations up to a fifth
+    no way back, and Keras 3 trains without XLA from then on. It matters for `tf.data` pipelines
+    that draw random numbers in a parallel `map`, which else give other samples in every run.
+    Measured on two cores, training on arrays takes no longer with it (MobileNetV2, both Kerases),
+    a `map` of random image operations up to a fifth
     longer; more cores lose more there, since such a `map` runs one element at a time.
 
     Where there is a GPU, operations are left as they are: the gradients of quantization-aware
