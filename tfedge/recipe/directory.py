@@ -26,7 +26,7 @@ class RunDirectory:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.reused = 0
+        self.used: set[Path] = set()  # folders of the steps of this run
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -83,9 +83,9 @@ class RunDirectory:
         """
         digest = digest_of(key)
         folder = self.path / "steps" / f"{name}-{digest[:10]}"
+        self.used.add(folder)
         known = _read(folder / RECORD)
         if known is not None and known.get("key") == digest and _whole(folder, known):
-            self.reused += 1
             return known["record"], folder
         shutil.rmtree(folder, ignore_errors=True)
         try:
@@ -107,10 +107,10 @@ class RunDirectory:
         write_whole(folder / RECORD, json.dumps(content, indent=1, allow_nan=False))
         return json.loads(json.dumps(content["record"])), folder
 
-    def clear(self, kept: set[Path]) -> None:
-        """Remove the folders of steps that belong to no trial of this run."""
+    def clear(self) -> None:
+        """Remove the folders of steps that this run did not use."""
         for folder in sorted((self.path / "steps").glob("*")):
-            if folder not in kept:
+            if folder not in self.used:
                 shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tfedge.data import Metric, Split, evaluate, find_metric
+from tfedge.data import Metric, Split, agreement, evaluate, find_metric, sqnr_db
 from tfedge.errors import DataError, SettingsError, did_you_mean
 from tfedge.recipe.budget import Budget, Figure
 from tfedge.verify import VerificationReport, verify
 
-AGAINST_BASELINE = ("agreement", "sqnr_db")  # need no labels
+AGAINST_BASELINE = {"agreement": agreement, "sqnr_db": sqnr_db}  # need no labels
 FRACTIONS = ("accuracy", "acc", "auc", "precision", "recall", "io_u", "iou", "f1", "score")
 MOST_DB = 200.0  # stands for no noise at all
 ROWS = 1024
@@ -31,11 +31,13 @@ class Judge:
         x, y, weight = (*split.rows, None, None)[:3]
         self.split: Any = Split(x, y, weight) if split.is_stream else split
         self.baseline = baseline
-        self.relative = metric if metric in AGAINST_BASELINE else None
+        self.relative = metric if isinstance(metric, str) and metric in AGAINST_BASELINE else None
         self.outputs = _output_names(baseline)
         if self.relative:
-            function = Metric(name=str(metric), higher_is_better=True, function=_no_labels)
-            self.metrics = {str(metric): function}
+            function = AGAINST_BASELINE[self.relative]
+            self.metrics = {
+                self.relative: Metric(name=self.relative, higher_is_better=True, function=function)
+            }
             return
         if self.split.y is None:
             raise DataError(
@@ -139,10 +141,6 @@ class Judge:
         return (
             [self.relative] if self.relative else [k or m.name for k, m in self.by_output.items()]
         )
-
-
-def _no_labels(*_: Any) -> float:
-    raise NotImplementedError("figures against the baseline are read from a verification")
 
 
 def _by_output(

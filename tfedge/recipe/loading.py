@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import importlib.util
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from tfedge.data import Data, Split, load_dataset
 from tfedge.data.functions import is_reference
-from tfedge.errors import SettingsError
+from tfedge.errors import DataError, SettingsError
 from tfedge.files import working_directory_importable
 from tfedge.recipe.directory import digest_of, sha256_of
 from tfedge.recipe.settings import Recipe
@@ -24,6 +25,10 @@ def load_data(recipe: Recipe, model: Any) -> tuple[Data, Split | None]:
     Args:
         recipe: The recipe.
         model: Its model, which gives images their size.
+
+    Raises:
+        DataError: There are no evaluation data.
+        SettingsError: There are no training data to take validation samples out of.
     """
     source = recipe.source
     size: Any = source.image_size
@@ -36,6 +41,11 @@ def load_data(recipe: Recipe, model: Any) -> tuple[Data, Split | None]:
             train=_with_own_inputs(data.train),
             evaluation=_with_own_inputs(data.evaluation),
         )
+    if data.evaluation is None:
+        raise DataError(
+            "A run is judged on evaluation data. Received: data without any. Give `x_test` and "
+            "`y_test`, or training data that a part can be set aside of."
+        )
     if not source.validation:
         return data, None
     if data.train is None:
@@ -44,6 +54,14 @@ def load_data(recipe: Recipe, model: Any) -> tuple[Data, Split | None]:
         )
     train, validation = data.train.divide(source.validation, recipe.seed)
     return dataclasses.replace(data, train=train), validation
+
+
+def can_train(recipe: Recipe, data: Data) -> bool:
+    """Whether there is something to train with: labelled samples, or a training of one's own."""
+    train = data.train
+    return recipe.fit is not None or (
+        train is not None and (train.is_stream or train.y is not None)
+    )
 
 
 def _with_own_inputs(split: Split | None) -> Split | None:
@@ -61,7 +79,7 @@ def hash_of_data(data: Data, validation: Split | None) -> str:
             parts.append(None)
         elif split.is_stream:
             rows = split.batches(256)
-            parts.append([_hash_rows(row) for _, row in zip(range(HASHED_BATCHES), rows)])  # noqa: B905
+            parts.append([_hash_rows(row) for row in islice(rows, HASHED_BATCHES)])
         else:
             parts.append(_hash_rows(split.rows))
     return digest_of(parts)
@@ -84,14 +102,15 @@ def hash_of_sources(recipe: Recipe) -> dict[str, str]:
     """SHA-256 of the files of one's own code that a recipe names.
 
     Args:
-        recipe: May name modules with layers, a metric or a training of one's own.
+        recipe: May name modules with layers, a model, a metric or a training of one's own.
 
     Returns:
         Name of the module to the hash; modules that are no file are left out.
     """
     metrics = recipe.metric.values() if isinstance(recipe.metric, dict) else [recipe.metric]
-    named = [text.removeprefix("max:").removeprefix("min:") for text in metrics]
-    named = [name.partition(":")[0] for name in (*named, recipe.fit or "") if is_reference(name)]
+    texts = [text.removeprefix("max:").removeprefix("min:") for text in metrics]
+    texts += [recipe.model, recipe.fit or ""]
+    named = [text.partition(":")[0] for text in texts if is_reference(text)]
     found: dict[str, str] = {}
     with working_directory_importable():
         for name in (*recipe.imports, *named):

@@ -90,7 +90,7 @@ def run(
             measure_latency=measure_latency,
         )
         write_report(report, directory.path)
-        directory.clear(work.folders)
+        directory.clear()
     return report
 
 
@@ -195,13 +195,13 @@ class _Search:
             way = "calibration" if mode in ("int8", "int16x8") else ""
             return (*self.work.convert(state, mode, way), state)
         if step.way in ("auto", "calibrate"):
-            made = self.work.convert(state, mode, "calibration", step)
+            made = self.work.convert(state, mode, "calibration")
             if step.way == "calibrate" or made[0].outcome == "accepted" or not self.work.trains:
                 return (*made, state)
             self.rejected.append(made[0])
         trained = self.work.trial(index, step, state)
         self._judged(trained)
-        return (*self.work.convert(trained, mode, "quantization-aware training", step), trained)
+        return (*self.work.convert(trained, mode, "quantization-aware training"), trained)
 
 
 def _publish(outcome: Outcome, work: Work, path: Path) -> None:

@@ -9,10 +9,9 @@ from typing import Any
 
 from tfedge.data import Data, check_data, find_function
 from tfedge.data.functions import is_reference
-from tfedge.errors import DataError
 from tfedge.models import check_finite, copy_model, load_model
 from tfedge.recipe.judge import Judge
-from tfedge.recipe.loading import load_data
+from tfedge.recipe.loading import can_train, load_data
 from tfedge.recipe.loop import MOST_TRIALS
 from tfedge.recipe.settings import Recipe
 from tfedge.recipe.steps import Step, make_stage
@@ -87,10 +86,10 @@ def plan(recipe: Recipe, *, progress: Callable[[str, float], None] | None = None
     say("loading the data", 0.3)
     data, _ = load_data(recipe, model)
     notes = list(data.notes)
-    if data.evaluation is None:
-        raise DataError("A run is judged on evaluation data. Received: data without any.")
-    Judge(data.evaluation, recipe.metric, model)
-    trains = recipe.fit is not None or _can_train(data, notes)
+    Judge(data.evaluation, recipe.metric, model)  # type: ignore[arg-type]  # `load_data` saw it
+    trains = can_train(recipe, data)
+    if not trains:
+        notes.append("There are no labelled training data: steps that train cannot be done.")
     if data.train is not None and trains:
         check_data(model, data.train)
     say("timing some training steps", 0.5)
@@ -119,13 +118,6 @@ def _model(recipe: Recipe) -> Any:
     if is_reference(recipe.model) and not Path(recipe.model).exists():
         return find_function(recipe.model)()
     return load_model(recipe.model, unsafe=recipe.unsafe, imports=recipe.imports)
-
-
-def _can_train(data: Data, notes: list[str]) -> bool:
-    if data.train is None or not (data.train.is_stream or data.train.y is not None):
-        notes.append("There are no labelled training data: steps that train cannot be done.")
-        return False
-    return True
 
 
 def _seconds_per_step(recipe: Recipe, model: Any, data: Data) -> float:

@@ -13,18 +13,18 @@ from tfedge.benchmark import benchmark, host_facts
 from tfedge.errors import DelegateError
 from tfedge.files import write_whole
 from tfedge.recipe.settings import Recipe
+from tfedge.recipe.work import Work, versions
 from tfedge.report import FileRecord, LayerRecord, RunReport, StepRecord
 
 if TYPE_CHECKING:
     from tfedge.recipe.loop import Outcome
-    from tfedge.recipe.work import Work
 
 BINS = 24
 
 
 def assemble(
     recipe: Recipe,
-    work: "Work",
+    work: Work,
     *,
     outcome: "Outcome",
     steps: Sequence[StepRecord],
@@ -90,7 +90,7 @@ def assemble(
         data=_data(work),
         recipe=recipe.to_dict(),
         hashes=work.hashes,
-        versions=_versions(),
+        versions=versions(),
         host=_host(anonymous),
         inputs=_inputs(work, best),
         notes=tuple(notes),
@@ -120,7 +120,7 @@ def _published(record: FileRecord, rows: Sequence[Mapping[str, Any]], recipe: Re
     return dataclasses.replace(record, outcome="rejected", reason=reason)
 
 
-def _best(work: "Work", files: Sequence[FileRecord], fitting: Sequence[FileRecord]) -> FileRecord:
+def _best(work: Work, files: Sequence[FileRecord], fitting: Sequence[FileRecord]) -> FileRecord:
     """The smallest file that fits; without one, the smallest within what may be lost."""
     within = [f for f in files if not work.final_budget.broken(f.figures)]
     chosen = list(fitting) or within or [work.baseline_file]
@@ -132,7 +132,7 @@ def _limit_breaker(files: Sequence[FileRecord]) -> str:
 
 
 def _latency(
-    recipe: Recipe, work: "Work", outcome: "Outcome"
+    recipe: Recipe, work: Work, outcome: "Outcome"
 ) -> tuple[tuple[Mapping[str, Any], ...], tuple[str, ...]]:
     """All files timed side by side, the baseline's among them."""
     work.say("measuring latency")
@@ -151,7 +151,7 @@ def _latency(
     return tuple(row.to_dict() for row in report.rows), (*report.verdicts, *report.notes)
 
 
-def _layers(work: "Work", outcome: "Outcome") -> tuple[LayerRecord, ...]:
+def _layers(work: Work, outcome: "Outcome") -> tuple[LayerRecord, ...]:
     """The kernels of the model as it came and of the last model in float."""
     before = _kernels(work.model)
     after = _kernels(work.load(outcome.states[-1].path))
@@ -194,7 +194,7 @@ def _bins(kernel: np.ndarray, edges: np.ndarray) -> tuple[int, ...]:
     return tuple(np.histogram(kernel[kernel != 0], edges)[0].tolist())
 
 
-def _data(work: "Work") -> dict[str, Any]:
+def _data(work: Work) -> dict[str, Any]:
     def count(split: Any) -> int | None:
         return None if split is None else len(split)
 
@@ -208,12 +208,6 @@ def _data(work: "Work") -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
-    from tfedge.recipe.work import versions
-
-    return versions()
-
-
 def _host(anonymous: bool) -> dict[str, Any]:
     import platform
 
@@ -222,7 +216,7 @@ def _host(anonymous: bool) -> dict[str, Any]:
     return facts if anonymous else {"name": platform.node(), **facts}
 
 
-def _inputs(work: "Work", best: FileRecord) -> tuple[Mapping[str, Any], ...]:
+def _inputs(work: Work, best: FileRecord) -> tuple[Mapping[str, Any], ...]:
     from tfedge.runtime import open_model
 
     with open_model(work.directory.path / best.path, delegate="none") as model:

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import importlib.metadata
-import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,8 @@ import numpy as np
 
 from tfedge import __version__
 from tfedge.convert import convert
-from tfedge.data import Split, find_function
+from tfedge.data import find_function
 from tfedge.data.functions import is_reference
-from tfedge.errors import DataError
 from tfedge.files import write_whole
 from tfedge.models import (
     check_finite,
@@ -30,11 +28,12 @@ from tfedge.models import (
 from tfedge.recipe.applying import applied, curves_of, fit_of, logged, title_of
 from tfedge.recipe.directory import RunDirectory, digest_of, seed_of, sha256_of
 from tfedge.recipe.judge import Judge
-from tfedge.recipe.loading import hash_of_data, hash_of_sources, load_data
+from tfedge.recipe.loading import can_train, hash_of_data, hash_of_sources, load_data
 from tfedge.recipe.settings import Recipe
 from tfedge.recipe.steps import Step, strength_name
 from tfedge.report import FileRecord, StepRecord
 from tfedge.stages._base import Context
+from tfedge.verify import VerificationReport
 
 BASELINE = "0-baseline"
 BASELINE_FILE = "baseline_float32.tflite"
@@ -70,7 +69,6 @@ class Work:
     ) -> None:
         self.recipe = recipe
         self.directory = directory
-        self.folders: set[Path] = set()
         self.done = 0
         self._say = say
         self.say("loading the model")
@@ -84,7 +82,8 @@ class Work:
             "model": model_digest,
             "data": hash_of_data(self.data, validation),
         }
-        self.judge = Judge(self._evaluation(), recipe.metric, self.model)
+        self.trains = can_train(recipe, self.data)
+        self.judge = Judge(self.data.evaluation, recipe.metric, self.model)  # type: ignore[arg-type]
         self.chooser = self.judge
         if validation is not None:
             self.chooser = Judge(validation, recipe.metric, self.model)
@@ -94,13 +93,6 @@ class Work:
         """Report what is being done; `share` is the part of this piece that is done."""
         expected = 4 + 5 * len(self.recipe.steps) + len(self.recipe.convert)
         self._say(what, min(0.95, (self.done + share) / expected))
-
-    @property
-    def trains(self) -> bool:
-        """Whether there is something to train with."""
-        return self.recipe.fit is not None or (
-            self.data.train is not None and _has_labels(self.data.train)
-        )
 
     @cached_property
     def objects(self) -> dict[str, Any]:
@@ -117,6 +109,23 @@ class Work:
             imports=self.recipe.imports,
         )
 
+    def _step(
+        self, name: str, key: Mapping[str, Any], make: Callable[[Path], Any]
+    ) -> tuple[dict[str, Any], Path]:
+        """A piece of work that the run directory keeps, counted for the progress."""
+        made = self.directory.step(name, key, make)
+        self.done += 1
+        return made
+
+    def _figures(
+        self, model: Any, content: bytes
+    ) -> tuple[dict[str, float], VerificationReport, dict[str, float]]:
+        """The figures of a file, its comparison with the model, and the figures to choose by."""
+        figures, verification = self.judge.file(model, content)
+        if self.chooser is self.judge:
+            return figures, verification, figures
+        return figures, verification, self.chooser.file(model, content)[0]
+
     # ------------------------------------------------------------------ the beginning
 
     def _model_file(self) -> tuple[Path, str]:
@@ -126,7 +135,6 @@ class Work:
             path = Path(name)
             return path, sha256_of(path) if path.is_file() else name
         function = find_function(name)
-        key = {"model": name, "source": _source_of(function), "common": self._common()}
 
         def make(folder: Path) -> Any:
             with reproducible(seed_of(self.recipe.seed, "model")):
@@ -135,8 +143,7 @@ class Work:
                 save_model(model, folder / "model.keras")
             return {}
 
-        _, folder = self.directory.step("0-model", key, make)
-        self.folders.add(folder)
+        _, folder = self.directory.step("0-model", {"model": name, **self._common()}, make)
         return folder / "model.keras", sha256_of(folder / "model.keras")
 
     def _common(self) -> dict[str, Any]:
@@ -146,15 +153,6 @@ class Work:
             "seed": self.recipe.seed,
             "sources": hash_of_sources(self.recipe),
         }
-
-    def _evaluation(self) -> Split:
-        split = self.data.evaluation
-        if split is None:
-            raise DataError(
-                "A run is judged on evaluation data. Received: data without any. Give `x_test` and "
-                "`y_test`, or training data that a part can be set aside of."
-            )
-        return split
 
     def _baseline(self) -> tuple[State, FileRecord]:
         key = {
@@ -170,10 +168,7 @@ class Work:
             started = time.perf_counter()
             content, report = convert(self.model, mode="float32")
             write_whole(folder / "model_float32.tflite", content)
-            figures, verification = self.judge.file(self.model, content)
-            chosen = figures
-            if self.chooser is not self.judge:
-                chosen, _ = self.chooser.file(self.model, content)
+            figures, verification, chosen = self._figures(self.model, content)
             seconds = time.perf_counter() - started
             step = StepRecord(
                 step=BASELINE,
@@ -189,9 +184,7 @@ class Work:
             file = _file_record(report, verification, figures, content, "float32", "", seconds)
             return {"step": step, "file": file, "chosen": chosen}
 
-        record, folder = self.directory.step(BASELINE, key, make)
-        self.folders.add(folder)
-        self.done += 1
+        record, folder = self._step(BASELINE, key, make)
         self.budget = self.chooser.budget(record["chosen"], self.recipe.max_drop)
         self.final_budget = self.judge.budget(record["file"]["figures"], self.recipe.max_drop)
         step = _step_record(record["step"])
@@ -236,9 +229,7 @@ class Work:
             return self._applied(folder, name, step, state, strength, title)
 
         suffix = "" if fraction is None else f"-{100 * fraction:g}"
-        record, folder = self.directory.step(f"{name}{suffix}", key, make)
-        self.folders.add(folder)
-        self.done += 1
+        record, folder = self._step(f"{name}{suffix}", key, make)
         step_record = dataclasses.replace(
             _step_record(record),
             model=str((folder / "model.keras").relative_to(self.directory.path)),
@@ -292,7 +283,7 @@ class Work:
     def _training(self, step: Step) -> dict[str, Any]:
         own = {} if self.recipe.fit else dict(vars(self.recipe.train))
         if self.recipe.fit:
-            own["fit"] = [self.recipe.fit, _source_of(find_function(self.recipe.fit))]
+            own["fit"] = self.recipe.fit
         return {**own, **step.train}
 
     def _fit(
@@ -332,16 +323,13 @@ class Work:
 
     # ------------------------------------------------------------------ one file
 
-    def convert(
-        self, state: State, mode: str, way: str, step: Step | None = None
-    ) -> tuple[FileRecord, Path]:
+    def convert(self, state: State, mode: str, way: str) -> tuple[FileRecord, Path]:
         """Convert a model, or take the file that an earlier run made of it.
 
         Args:
             state: The model.
             mode: Mode of the file.
             way: How its integers come about.
-            step: The step `quantize`, where it has settings.
 
         Returns:
             The file's record, judged by budget and limits, and the folder of its step.
@@ -354,9 +342,7 @@ class Work:
 
         short = "qat" if way.startswith("quantization") else way
         name = "-".join(part for part in ("convert", mode, short) if part)
-        record, folder = self.directory.step(name, key, make)
-        self.folders.add(folder)
-        self.done += 1
+        record, folder = self._step(name, key, make)
         file = _as(FileRecord, record["file"])
         broken = self.budget.broken(record["chosen"]) or self.final_budget.broken(file.figures)
         broken = broken or self._limit(file)
@@ -376,10 +362,7 @@ class Work:
             calibration = self.data.calibration if needed else None
             content, report = convert(model, mode=mode, calibration=calibration)
         write_whole(folder / f"model_{mode}.tflite", content)
-        figures, verification = self.judge.file(model, content)
-        chosen = figures
-        if self.chooser is not self.judge:
-            chosen, _ = self.chooser.file(model, content)
+        figures, verification, chosen = self._figures(model, content)
         seconds = time.perf_counter() - started
         file = _file_record(report, verification, figures, content, mode, way, seconds)
         return {"file": file, "chosen": chosen}
@@ -392,10 +375,6 @@ class Work:
         return ""
 
 
-def _has_labels(split: Split) -> bool:
-    return split.is_stream or split.y is not None
-
-
 def versions() -> dict[str, str]:
     """Version of each package that a result depends on."""
     found = {"tfedge": __version__}
@@ -405,14 +384,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _source_of(function: Any) -> str:
-    """SHA-256 of the file that a function comes from."""
-    try:
-        return sha256_of(Path(inspect.getsourcefile(function) or ""))
-    except (OSError, TypeError):
-        return ""
 
 
 def _parameters(model: Any) -> int:
