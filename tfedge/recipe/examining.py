@@ -18,7 +18,7 @@ from tfedge.models import (
     keras_of,
     layers_of,
 )
-from tfedge.recipe.judge import AGAINST_BASELINE, Judge
+from tfedge.recipe.judge import Judge, is_relative
 from tfedge.recipe.tasks import RELATIVE, Task, expected_task, is_distribution, task_of
 
 LOOKED_AT = 256  # samples that outputs are read from
@@ -322,7 +322,7 @@ def _judged(
     metric: Any,
 ) -> dict[str, Any]:
     """Figures of the model as it is, and whether a constant answer would do as well."""
-    if data is None or (not tasks and metric is None) or metric in AGAINST_BASELINE:
+    if data is None or (not tasks and metric is None) or is_relative(metric):
         return {}
     rows = _some(_judged_by(data))
     split = Split(rows[0], rows[0]) if labels == "inputs" else Split(*rows)

@@ -31,7 +31,7 @@ class Judge:
         x, y, weight = (*split.rows, None, None)[:3]
         self.split: Any = Split(x, y, weight) if split.is_stream else split
         self.baseline = baseline
-        self.relative = metric if isinstance(metric, str) and metric in AGAINST_BASELINE else None
+        self.relative = str(metric) if is_relative(metric) else None
         self.outputs = _output_names(baseline)
         if self.relative:
             function = AGAINST_BASELINE[self.relative]
@@ -141,6 +141,11 @@ class Judge:
         return (
             [self.relative] if self.relative else [k or m.name for k, m in self.by_output.items()]
         )
+
+
+def is_relative(metric: Any) -> bool:
+    """Whether a metric compares with the model as it came, and needs no labels."""
+    return isinstance(metric, str) and metric in AGAINST_BASELINE
 
 
 def _by_output(
