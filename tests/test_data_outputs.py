@@ -107,3 +107,10 @@ def test_lengths_of_all_outputs_must_agree():
     with pytest.raises(DataError, match="same number of samples"):
         data_of_arrays({"x": X, "y_kind": KIND, "y_angle": ANGLE[:5]})
     assert len(Split(X, {"kind": KIND, "angle": ANGLE})) == 10
+
+
+def test_class_names_with_characters_that_do_not_exist_are_refused(tmp_path):
+    names = np.frombuffer(np.uint32([0x7FFFFFFF, 0x41]).tobytes(), "<U1")
+    np.savez(tmp_path / "data.npz", x=np.zeros((2, 3)), class_names=names)
+    with pytest.raises(DataError, match=r"data\.npz.*SystemError|data\.npz.*ValueError"):
+        load_dataset(tmp_path / "data.npz")

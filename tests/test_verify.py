@@ -7,7 +7,7 @@ from models import ZOO, inputs_of
 import tfedge
 from tfedge.convert import convert
 from tfedge.data import Metric
-from tfedge.errors import DataError, SettingsError, VerificationError
+from tfedge.errors import DataError, ModelError, SettingsError, VerificationError
 from tfedge.verify import OutputDifference, _usual_metric, derangement, verify
 from tfedge.verify._layers import paired
 from tfedge.verify._sides import arranged
@@ -285,3 +285,20 @@ def test_rows_are_plain_values():
         control_sqnr_db=None,
     )
     assert row.to_dict()["sqnr_db"] is None
+
+
+def test_a_model_that_cannot_run_is_named_with_what_it_raised():
+    @keras.saving.register_keras_serializable("test_verify")
+    class Broken(keras.layers.Layer):
+        def call(self, inputs):
+            if self.built_once:
+                raise TypeError("half a kernel")
+            return inputs
+
+        built_once = False
+
+    layer = Broken()
+    model = keras.Sequential([keras.Input((3,)), layer], name="broken")
+    layer.built_once = True
+    with pytest.raises(ModelError, match=r"`broken`.*TypeError.*half a kernel"):
+        verify(model, model, np.zeros((4, 3), "float32"), tensors=False)

@@ -23,6 +23,7 @@ _DAMAGE = (
     MemoryError,
     OverflowError,
     SyntaxError,
+    SystemError,  # text with characters that do not exist
     TypeError,
     RuntimeError,
     struct.error,
@@ -53,6 +54,9 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
                 return {"x": loaded}
             with loaded:
                 arrays = {name: loaded[name] for name in loaded.files}
+        for array in arrays.values():
+            if array.dtype.kind == "U":
+                array.tolist()  # finds characters that do not exist
     except _DAMAGE as error:
         raise DataError(_unreadable(path, error)) from error
     if not arrays:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tfedge.errors import DataError, DelegateError
+from tfedge.errors import DataError, DelegateError, ModelError
 
 Tensors = list[tuple[str, np.ndarray]]
 
@@ -71,13 +71,25 @@ def _keras_side(model: Any) -> Side:
         given = arrays[0] if len(arrays) == 1 else tuple(arrays)
         check_data(model, Split(given), what="verification")
         fed = dict(zip(names, arrays, strict=True)) if by_key else given
-        results = model.predict(fed, batch_size=64, verbose=0)
+        try:
+            results = model.predict(fed, batch_size=64, verbose=0)
+        except Exception as error:  # layers, those of a damaged file too, can raise anything
+            raise ModelError(_cannot_run(model, error)) from error
         if isinstance(results, Mapping):  # in the order in which files hold them
             results = [results[key] for key in sorted(results)]
         return listed(results)
 
     outputs = sorted(_dict_end(model, "output") or ()) or getattr(model, "output_names", None) or ()
     return Side(inputs=names, outputs=tuple(map(str, outputs)), predict=predict)
+
+
+def _cannot_run(model: Any, error: Exception) -> str:
+    cause = " ".join(str(error).partition("Arguments received")[0].split())
+    return (
+        f"The Keras model `{model.name}` must run on inputs of its own shape. It raised "
+        f"{type(error).__name__}: {cause[:300]} Try `model.predict` on a batch in Python; a file "
+        "that is damaged must be saved again."
+    )
 
 
 def _dict_end(model: Any, side: str) -> Mapping[str, Any] | None:
