@@ -24,7 +24,7 @@ def graph_of(*layers, shape):
         (L.Conv2DTranspose(4, 3, strides=2), (5, 5, 2), 25 * 9 * 2 * 4),
         (L.LSTM(5), (6, 8), 6 * (8 * 20 + 5 * 20)),
         (L.Bidirectional(L.GRU(5)), (6, 8), 2 * 6 * (8 * 15 + 5 * 15)),
-        (L.EinsumDense("abc,cde->abde", (None, 2, 3)), (6, 8), 6 * 8 * 2 * 3),
+        (L.EinsumDense("abc,cde->abde", (6, 2, 3)), (6, 8), 6 * 8 * 2 * 3),
         (L.BatchNormalization(), (6, 8), 0),
     ],
 )

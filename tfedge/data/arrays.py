@@ -55,7 +55,7 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
             with loaded:
                 arrays = {name: loaded[name] for name in loaded.files}
         for array in arrays.values():
-            if array.dtype.kind == "U":
+            if isinstance(array, np.ndarray) and array.dtype.kind == "U":
                 array.tolist()  # finds characters that do not exist
     except _DAMAGE as error:
         raise DataError(_unreadable(path, error)) from error
