@@ -122,6 +122,20 @@ class KernelPruner:
         return tf.cast(mask_by_scores(tf.abs(weights), sparsity, self._settings), weights.dtype)
 
 
+def install(model: Any, pruners: Sequence[KernelPruner]) -> None:
+    """Put masks into the training step of a model."""
+    for pruner in pruners:
+        pruner.install()
+    model.make_train_function(force=True)  # traced before, it would not see the masks
+
+
+def uninstall(model: Any, pruners: Sequence[KernelPruner]) -> None:
+    """Take masks out of the training step of a model."""
+    for pruner in pruners:
+        pruner.uninstall()
+    model.make_train_function(force=True)
+
+
 def unpruned_constraint(variable: Any) -> Any:
     """The constraint of a variable without what a training that broke off left on it."""
     constraint = variable.constraint

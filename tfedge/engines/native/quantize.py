@@ -132,6 +132,19 @@ def is_quantized(model: Any) -> bool:
     return any(isinstance(layer, FakeQuantize | QuantizedWeights) for layer in model.layers)
 
 
+def activation_ranges(model: Any) -> dict[str, tuple[float, float]]:
+    """The range of each fake-quantised tensor of a model, by the name of what writes it.
+
+    Args:
+        model: A Keras 3 model. Without fake quantisation there are none.
+    """
+    return {
+        layer.name.removesuffix("_range"): (float(layer.minimum), float(layer.maximum))
+        for layer in model.layers
+        if isinstance(layer, FakeQuantize) and layer.has_range
+    }
+
+
 def unknown_layers(model: Any) -> tuple[str, ...]:
     """Names of the layers of a fake-quantised model whose inside training had no rule for."""
     graph = read_graph(model)

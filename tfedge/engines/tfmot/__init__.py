@@ -14,6 +14,7 @@ from tfedge.engines.tfmot.pruning import (
     why_not_prunable,
 )
 from tfedge.engines.tfmot.quantization import (
+    activation_ranges,
     bake,
     calibrate,
     is_quantize_aware,
@@ -22,6 +23,7 @@ from tfedge.engines.tfmot.quantization import (
 )
 
 __all__ = [
+    "activation_ranges",
     "bake",
     "calibrate",
     "constant_sparsity",

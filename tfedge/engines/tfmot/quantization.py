@@ -193,6 +193,23 @@ def calibrate(model: Any, batches: Iterable[Any]) -> int:
     return int(observer.set_ranges())
 
 
+def activation_ranges(model: Any) -> dict[str, tuple[float, float]]:
+    """The range of each fake-quantised tensor of a model, by the name of its variable.
+
+    Args:
+        model: A tf_keras model. Without fake quantisation there are none.
+    """
+    ends: dict[str, list[float]] = {}
+    for layer in model.layers if is_quantize_aware(model) else ():
+        for weight in layer.weights:
+            name, _, end = weight.name.partition(":")[0].rpartition("_")
+            if end in ("min", "max") and not name.endswith("kernel"):
+                ends.setdefault(name.removeprefix("quant_"), [0.0, 0.0])[end == "max"] = float(
+                    weight.numpy()
+                )
+    return {name: (low, high) for name, (low, high) in ends.items()}
+
+
 def _check_quantizable(model: Any) -> None:
     if is_quantize_aware(model):
         raise UnsupportedModelError(

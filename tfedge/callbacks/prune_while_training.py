@@ -1,4 +1,4 @@
-"""Keras 3 callbacks, one duty each."""
+"""Prune a Keras 3 model while it trains."""
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -8,9 +8,15 @@ from typing import Any
 import keras
 
 from tfedge.data import Split
-from tfedge.engines.native.kernels import Kernel, find_kernels, pruned_kernels
+from tfedge.engines.native.kernels import Kernel, find_kernels
 from tfedge.engines.native.prune_settings import Pruning
-from tfedge.engines.native.pruning import KernelPruner, masks_by_importance, schedules_for
+from tfedge.engines.native.pruning import (
+    KernelPruner,
+    install,
+    masks_by_importance,
+    schedules_for,
+    uninstall,
+)
 from tfedge.engines.native.schedules import (
     Schedule,
     in_graph,
@@ -140,7 +146,7 @@ class PruneWhileTraining(keras.callbacks.Callback):
                 KernelPruner(kernel, self._settings, inside.get(id(schedule)))
                 for kernel, schedule in zip(kernels, self._schedules, strict=True)
             ]
-        _install(self.model, self._pruners)
+        install(self.model, self._pruners)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Update the masks for the first step of the epoch, as no step before it may."""
@@ -157,7 +163,7 @@ class PruneWhileTraining(keras.callbacks.Callback):
     def on_train_end(self, logs: Any = None) -> None:
         """Take the masks out of the training step, and check that they did their work."""
         pruners, self._pruners = self._pruners, []
-        _uninstall(self.model, pruners)
+        uninstall(self.model, pruners)
         if not pruners or not self._started:
             return
         self._check_applied(pruners)
@@ -242,67 +248,6 @@ class PruneWhileTraining(keras.callbacks.Callback):
             )
 
 
-class KeepZeros(keras.callbacks.Callback):
-    """Hold the zeros of pruned kernels while a Keras 3 model trains on.
-
-    What counts is what the kernels are when the training begins: a weight that is exactly zero
-    stays so, in every kernel that has both zeros and other values.
-
-    Example:
-        >>> model.fit(x, y, callbacks=[KeepZeros()])  # doctest: +SKIP
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._pruners: list[KernelPruner] = []
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        """Put the masks into the training step."""
-        with self.model.distribute_strategy.scope():
-            self._pruners = [
-                KernelPruner(kernel, Pruning(), None) for kernel in pruned_kernels(self.model)
-            ]
-        for pruner in self._pruners:
-            pruner.set_mask(pruner.kernel.variable.numpy() != 0)
-        _install(self.model, self._pruners)
-
-    def on_train_end(self, logs: Any = None) -> None:
-        """Take the masks out again."""
-        pruners, self._pruners = self._pruners, []
-        _uninstall(self.model, pruners)
-        for pruner in pruners:
-            pruner.apply()
-
-
-def keep_zeros(keras_name: str) -> Any:
-    """A callback that holds zeros: `KeepZeros`, or its like for tf_keras.
-
-    The variables of tf_keras take no constraint once they are made; so their zeros are restored
-    after each batch.
-
-    Args:
-        keras_name: `"keras"` or `"tf_keras"`.
-    """
-    if keras_name == "keras":
-        return KeepZeros()
-    import tf_keras
-
-    held: list[tuple[Any, Any]] = []
-
-    def begin(logs: Any) -> None:
-        kernels = pruned_kernels(callback.model)
-        held[:] = [(kernel.variable, kernel.variable.numpy() != 0) for kernel in kernels]
-
-    def after_batch(batch: int, logs: Any) -> None:
-        for variable, mask in held:
-            variable.assign(variable * mask)
-
-    callback = tf_keras.callbacks.LambdaCallback(
-        on_train_begin=begin, on_train_batch_end=after_batch
-    )
-    return callback
-
-
 def _importance_data(data: Any, settings: Pruning) -> Split | None:
     if settings.needs_data() and data is None:
         raise SettingsError(
@@ -310,15 +255,3 @@ def _importance_data(data: Any, settings: Pruning) -> Split | None:
             "`data=(x, y)`."
         )
     return Split(*data) if isinstance(data, tuple | list) else data
-
-
-def _install(model: Any, pruners: Sequence[KernelPruner]) -> None:
-    for pruner in pruners:
-        pruner.install()
-    model.make_train_function(force=True)  # traced before, it would not see the masks
-
-
-def _uninstall(model: Any, pruners: Sequence[KernelPruner]) -> None:
-    for pruner in pruners:
-        pruner.uninstall()
-    model.make_train_function(force=True)
