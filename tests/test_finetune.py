@@ -99,13 +99,31 @@ def test_another_optimizer_leaves_the_rest_of_a_compiled_model_as_it_was(kind):
 
 
 @pytest.mark.parametrize("kind", KERASES)
-def test_a_lost_loss_is_an_error(kind):
+def test_a_lost_loss_is_an_error_and_brings_the_last_good_weights_back(kind):
     k = KERASES[kind]
     model = k.Sequential([k.layers.Input((16,)), k.layers.Dense(4), k.layers.Dense(1)])
     data = Data(train=Split(1e4 * inputs_of(model, 64), np.arange(64, dtype=np.float32)))
     fit = make_fit(data, epochs=20, optimizer="sgd", learning_rate=10.0)
     with pytest.raises(TrainingError, match="became (nan|inf) in epoch .* Lower the learning rate"):
         fit(model, [])
+    assert all(np.isfinite(weight).all() for weight in model.get_weights())
+
+
+@pytest.mark.parametrize("kind", KERASES)
+def test_weights_of_the_epoch_before_the_loss_was_lost_come_back(kind):
+    k, seen = KERASES[kind], []
+
+    def spoil(epoch, logs):
+        seen.append(model.get_weights())
+        if epoch == 1:
+            model.set_weights([w * np.nan for w in model.get_weights()])
+
+    model = ZOO["dense"](k)
+    with pytest.raises(TrainingError, match="in epoch 3. The weights are back as they were"):
+        make_fit(Data(train=learnable(64)), epochs=5)(
+            model, [k.callbacks.LambdaCallback(on_epoch_end=spoil)]
+        )
+    assert all(map(np.array_equal, model.get_weights(), seen[1]))
 
 
 def test_progress_is_told_after_every_epoch():

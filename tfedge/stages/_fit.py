@@ -51,7 +51,8 @@ def make_fit(
 
     Returns:
         `fit(model, callbacks) -> History`. It raises `TrainingError` if the loss becomes NaN or
-        infinite, and `DataError` if the data do not fit the model.
+        infinite, and leaves the model with the weights of the last epoch before that; `DataError`
+        if the data do not fit the model.
 
     Raises:
         SettingsError: A setting is out of range.
@@ -69,14 +70,15 @@ def make_fit(
         check_data(model, train)
         keras.utils.set_random_seed(seed)
         _compile(keras, model, train, learning_rate, optimizer, loss, metrics)
-        watch = _watch(keras, model, epochs, progress)
+        good: list[Any] = []
+        watch = _watch(keras, model, good, epochs, progress)
         history = model.fit(
             **train.fit_arguments(batch_size, seed=seed),
             epochs=epochs,
             verbose=verbose,
             callbacks=[watch, *callbacks],
         )
-        _check_losses(history.history.get("loss", ()), model)
+        _check_losses(history.history.get("loss", ()), model, good)
         return history
 
     return fit
@@ -250,23 +252,41 @@ def _set_learning_rate(optimizer: Any, learning_rate: float) -> None:
         ) from None
 
 
-def _watch(keras: Any, model: Any, epochs: int, progress: Progress | None) -> Any:
-    """The callback that ends a training whose loss is lost, and reports how far it is."""
+def _watch(
+    keras: Any, model: Any, good: list[Any], epochs: int, progress: Progress | None
+) -> Any:
+    """The callback that ends a training whose loss is lost, and reports how far it is.
+
+    `good` gets the weights of the last epoch whose loss was finite; first those from before.
+    """
+
+    def begin(logs: dict[str, Any] | None) -> None:
+        good[:] = model.get_weights()
 
     def after_epoch(epoch: int, logs: dict[str, Any] | None) -> None:
         logs = logs or {}
         if not math.isfinite(logs.get("loss", 0.0)):
             model.stop_training = True
-        elif progress is not None:
+            return
+        weights = model.get_weights()
+        if _finite(weights):  # the last step may have spoiled them, after the loss was taken
+            good[:] = weights
+        if progress is not None:
             progress(epoch + 1, epochs, logs)
 
-    return keras.callbacks.LambdaCallback(on_epoch_end=after_epoch)
+    return keras.callbacks.LambdaCallback(on_train_begin=begin, on_epoch_end=after_epoch)
 
 
-def _check_losses(losses: Sequence[float], model: Any) -> None:
+def _finite(weights: Sequence[Any]) -> bool:
+    return all(np.isfinite(w).all() for w in weights if w.dtype.kind == "f")
+
+
+def _check_losses(losses: Sequence[float], model: Any, good: Sequence[Any]) -> None:
     for epoch, loss in enumerate(losses):
         if not math.isfinite(loss):
+            model.set_weights(good)
             raise TrainingError(
-                f"The loss of `{model.name}` became {loss} in epoch {epoch + 1}. Lower the "
-                "learning rate, and check that inputs and labels are finite and scaled."
+                f"The loss of `{model.name}` became {loss} in epoch {epoch + 1}. The weights are "
+                "back as they were before that epoch. Lower the learning rate, and check that "
+                "inputs and labels are finite and scaled."
             )
