@@ -146,7 +146,7 @@ class FakeQuantize(keras.layers.Layer):
         high = self._highest(values)
         self._move(self.maximum, high if self.non_negative else ops.maximum(high, 0.0), step)
         if not self.non_negative:
-            self._move(self.minimum, ops.minimum(-self._highest(-values), 0.0), step)
+            self._move(self.minimum, ops.minimum(self._lowest(values), 0.0), step)
 
     def _highest(self, values: Any) -> Any:
         """The largest value; of the many of a calibration batch, without the few that stick out."""
@@ -154,6 +154,14 @@ class FakeQuantize(keras.layers.Layer):
         if not outliers:
             return ops.max(values)
         return tf.math.top_k(tf.reshape(values, [-1]), outliers + 1).values[-1]
+
+    def _lowest(self, values: Any) -> Any:
+        """The smallest value, likewise.
+
+        While training it is no `-max(-values)`: TensorFlow 2.21's graph optimizer mixes up the axes
+        of two such expressions on tensors of unlike rank.
+        """
+        return -self._highest(-values) if self.observing else ops.min(values)
 
     def _move(self, end: Any, seen: Any, step: Any) -> None:
         """Move one end of the range towards what a batch showed, or all the way to include it."""

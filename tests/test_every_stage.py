@@ -1,0 +1,286 @@
+"""What every stage promises, on every model of the zoo, in both Kerases where it takes both.
+
+A row of `CASES` is a stage with settings that do something, settings that do nothing, and the
+oracle: what the stage must have done to the weights.
+"""
+
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tf_keras
+from models import ZOO, inputs_of, labels_of, weights_of
+
+from tfedge import Context, Data, Prune, Quantize, Split, save_model
+from tfedge.engines.native.kernels import kernels_of
+from tfedge.models import copy_model, layers_of
+from tfedge.stages._base import AbstractTrainedStage
+from tfedge.stages.finetune import FineTune
+
+KERASES = {"keras3": keras, "tf_keras": tf_keras}
+LOSS = "sparse_categorical_crossentropy"
+SAMPLES = 16
+SCAFFOLDING = ("pruning_wrapper", "cluster_wrapper", "quantize", "gate", "penal", "clustered")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A stage to hold to its promises.
+
+    Attributes:
+        name: Of the case.
+        real: The stage with settings that change something.
+        neutral: With settings that change nothing; `None` where it has none.
+        oracle: `oracle(before, after)` asserts that the change is the one that was asked for.
+        kerases: Which models it takes.
+        keeps_wrappers: Whether wrappers stay until `convert`.
+    """
+
+    name: str
+    real: Any
+    neutral: Any = None
+    oracle: Callable[[Any, Any], None]
+    kerases: tuple[str, ...] = ("keras3", "tf_keras")
+    keeps_wrappers: bool = False
+
+
+# ---------------------------------------------------------------------------- oracles
+
+
+def kernels(model, *, depthwise=False):
+    return [k for layer in layers_of(model) for k in kernels_of(layer, depthwise=depthwise)]
+
+
+def pruned_by_magnitude(sparsity):
+    def oracle(before, after):
+        pairs = list(zip(kernels(before), kernels(after), strict=True))
+        assert pairs
+        for old, new in pairs:
+            if not old.layer.trainable and sparsity != 0.5:
+                continue  # one shot (0.5) prunes frozen layers too, training does not
+            values = old.variable.numpy()
+            kept = max(1, round(values.size * (1 - sparsity)))
+            floor = np.sort(np.abs(values), axis=None)[-kept]
+            np.testing.assert_array_equal(
+                new.variable.numpy(), np.where(np.abs(values) >= floor, values, 0)
+            )
+
+    return oracle
+
+
+def trained_as_keras_trains(before, after):
+    """The weights of a plain `fit` of a copy, bit for bit."""
+    k = KERASES["keras3" if isinstance(before, keras.Model) else "tf_keras"]
+    copy = copy_model(before)
+    k.utils.set_random_seed(0)
+    split = data_of(before).train
+    copy.optimizer.learning_rate = 1e-3
+    copy.fit(**split.fit_arguments(8, seed=0), epochs=1, verbose=0)
+    for ours, theirs in zip(after.get_weights(), copy.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def rounded_to_int8(before, after):
+    """Kernels that take the 255 levels of a symmetric range, per channel or per tensor."""
+    if not isinstance(before, keras.Model):  # TFMOT is its own oracle
+        return
+    from tfedge.engines.native.fake_quant import QuantizedWeights
+
+    wrappers = [layer for layer in after.layers if isinstance(layer, QuantizedWeights)]
+    assert wrappers
+    for wrapper in wrappers:
+        if wrapper.batch_norm is not None:
+            continue
+        for spec in wrapper.specs:
+            rounded = keras.ops.convert_to_numpy(wrapper.effective_weights()[spec.name])
+            values = keras.ops.convert_to_numpy(getattr(wrapper.layer, spec.name))
+            kept = {None: (), (2, 3): (2, 3)}.get(spec.axis, (spec.axis,))
+            axes = tuple(i for i in range(values.ndim) if i not in kept)
+            step = np.abs(values).max(axis=axes, keepdims=True) / 127
+            assert np.abs(rounded - values).max() <= 0.5001 * step.max()
+            levels = rounded / np.where(step > 0, step, 1)
+            np.testing.assert_allclose(levels, np.rint(levels), atol=1e-3)
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case(
+            name="prune",
+            real=Prune(sparsity=0.6, end=1.0, frequency=1),
+            neutral=Prune(sparsity=0.0),
+            oracle=pruned_by_magnitude(0.6),
+        ),
+        Case(
+            name="prune_at_once",
+            real=Prune(sparsity=0.5, one_shot=True),
+            neutral=Prune(sparsity=0.0, one_shot=True),
+            oracle=pruned_by_magnitude(0.5),
+        ),
+        Case(name="finetune", real=FineTune(epochs=1, batch_size=8, learning_rate=1e-3),
+             oracle=trained_as_keras_trains),
+        Case(name="quantize", real=Quantize(), oracle=rounded_to_int8, keeps_wrappers=True),
+    )
+}  # fmt: skip
+PAIRS = [
+    pytest.param(case, kind, model, id=f"{case.name}-{kind}-{model}")
+    for case in CASES.values()
+    for kind in case.kerases
+    for model in ZOO
+]
+every_pair = pytest.mark.parametrize(("case", "kind", "model"), PAIRS)
+
+
+# ---------------------------------------------------------------------------- what was made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    before: Any
+    weights: list[np.ndarray]
+    after: Any
+    report: Any
+
+
+@functools.cache
+def built(kind, name):
+    k = KERASES[kind]
+    model = ZOO[name](k)
+    model.compile(k.optimizers.SGD(0.0), LOSS)  # a rate of 0: what changes is the stage's doing
+    return model
+
+
+def data_of(model):
+    split = Split(inputs_tuple(model, SAMPLES), labels_of(SAMPLES))
+    return Data(train=split, evaluation=split, calibration=Split(inputs_tuple(model, SAMPLES)))
+
+
+def inputs_tuple(model, count):
+    x = inputs_of(model, count)
+    return tuple(x) if isinstance(x, list) else x
+
+
+def fit(model, callbacks=()):
+    k = keras if isinstance(model, keras.Model) else tf_keras
+    k.utils.set_random_seed(0)
+    return model.fit(
+        inputs_of(model, SAMPLES), labels_of(SAMPLES), batch_size=8, verbose=0,
+        callbacks=list(callbacks),
+    )  # fmt: skip
+
+
+@functools.cache
+def made(name, kind, model_name):
+    case, model = CASES[name], built(kind, model_name)
+    weights = weights_of(model)
+    context = Context(fit=fit, data=data_of(model))
+    after, report = case.real.apply(model, context)
+    return Made(before=model, weights=weights, after=after, report=report)
+
+
+def outputs(model):
+    return np.asarray(model(inputs_of(model, 8), training=False))
+
+
+# ---------------------------------------------------------------------------- the promises
+
+
+@every_pair
+def test_the_model_that_came_in_stays_bit_equal(case, kind, model):
+    result = made(case.name, kind, model)
+    for now, then in zip(result.before.get_weights(), result.weights, strict=True):
+        np.testing.assert_array_equal(now, then)
+    assert result.after is not result.before
+
+
+@every_pair
+def test_the_change_is_the_one_that_was_asked_for(case, kind, model):
+    result = made(case.name, kind, model)
+    case.oracle(result.before, result.after)
+
+
+@every_pair
+def test_every_layer_is_reported_once(case, kind, model):
+    result = made(case.name, kind, model)
+    report = result.report
+    rows = [*report.changed, *(row.layer for row in report.skipped)]
+    assert sorted(rows) == sorted(layer.name for layer in layers_of(result.before))
+    assert all(row.reason for row in report.skipped)
+
+
+@every_pair
+def test_no_wrapper_is_left(case, kind, model):
+    if case.keeps_wrappers:
+        return
+    for layer in layers_of(made(case.name, kind, model).after):
+        assert type(layer).__module__.partition(".")[0] in ("keras", "tf_keras"), layer
+        assert getattr(layer, "kernel_constraint", None) is None
+
+
+@every_pair
+def test_a_compiled_model_comes_back_compiled(case, kind, model):
+    result = made(case.name, kind, model)
+    assert result.after.loss == LOSS
+    assert type(result.after.optimizer).__name__ == "SGD"
+    assert result.after.optimizer is not result.before.optimizer
+
+
+@pytest.mark.parametrize(
+    ("case", "kind", "model"), [pair for pair in PAIRS if pair.values[0].neutral is not None]
+)
+def test_neutral_settings_change_no_output(case, kind, model):
+    before, stage = built(kind, model), case.neutral
+    if isinstance(stage, AbstractTrainedStage):  # training would move batch statistics
+        after, _ = stage.finish(stage.prepare(before))
+    else:
+        after, _ = stage.apply(before, Context(data=data_of(before)))
+    np.testing.assert_allclose(outputs(after), outputs(before), atol=1e-5)
+
+
+IN_A_FRESH_PROCESS = """
+import sys
+from pathlib import Path
+import numpy as np
+import tfedge
+for folder in sorted(Path(sys.argv[1]).iterdir()):
+    model = tfedge.load_model(folder / "model.keras")
+    x = [np.load(folder / f"x{i}.npy") for i in range(len(model.inputs))]
+    now = np.asarray(model(x[0] if len(x) == 1 else x, training=False))
+    worst = np.abs(now - np.load(folder / "outputs.npy")).max()
+    print(folder.name, worst)
+"""
+
+
+@pytest.mark.parametrize("kind", KERASES)
+def test_a_saved_model_predicts_the_same_in_a_fresh_process(kind, tmp_path):
+    names = [pair.id for pair in PAIRS if pair.values[1] == kind]
+    for pair in PAIRS:
+        case, of, model = pair.values
+        if of == kind:
+            folder = tmp_path / pair.id
+            folder.mkdir()
+            after = made(case.name, kind, model).after
+            save_model(after, folder / "model.keras")
+            x = inputs_of(after, 8)
+            for index, array in enumerate(x if isinstance(x, list) else [x]):
+                np.save(folder / f"x{index}.npy", array)
+            np.save(folder / "outputs.npy", outputs(after))
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_FRESH_PROCESS, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    worst = {name: float(value) for name, value in map(str.split, done.stdout.splitlines())}
+    assert sorted(worst) == sorted(names)
+    assert max(worst.values()) <= 1e-5, worst
