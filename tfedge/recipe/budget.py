@@ -8,8 +8,6 @@ from tfedge.data import Metric
 from tfedge.recipe.settings import drop_of
 
 NEAREST = 1.15  # two densities whose ratio is smaller count as one
-STRONGEST = 0.995
-FIRST = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +108,7 @@ def _sentence(figure: Figure, value: float) -> str:
 def next_strength(
     accepted: float, rejected: float | None, tried: int, *, first: float, top: float
 ) -> float | None:
-    """The fraction of weights to remove in the next trial, or `None` when it is settled.
+    """The fraction of a model to remove in the next trial, or `None` when it is settled.
 
     Densities (what stays) are halved in the geometric mean between the strongest that was
     accepted and the weakest that was rejected.

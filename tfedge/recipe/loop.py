@@ -9,12 +9,13 @@ from pathlib import Path
 
 from tfedge.errors import TfedgeError
 from tfedge.files import write_whole
-from tfedge.recipe.budget import FIRST, STRONGEST, next_strength
+from tfedge.recipe.budget import next_strength
 from tfedge.recipe.directory import RunDirectory
 from tfedge.recipe.reading import to_yaml
 from tfedge.recipe.reporting import assemble, write_report
 from tfedge.recipe.settings import Recipe
-from tfedge.recipe.steps import Step, strength_name
+from tfedge.recipe.steps import Step
+from tfedge.recipe.strengths import AUTO, Strength, strength_of
 from tfedge.recipe.work import State, Work
 from tfedge.report import FileRecord, RunReport, StepRecord
 
@@ -125,28 +126,28 @@ class _Search:
 
     def _offers(self, index: int, step: Step, state: State) -> Iterator[State]:
         """Models of a step, the strongest first; at last the one that came in."""
-        name = strength_name(step)
-        if not self.work.budget.is_limited or name is None:
+        moved = strength_of(step.stage, step.settings)
+        if not self.work.budget.is_limited or moved is None:
             made = self.work.trial(index, step, state)
             if self._judged(made):
                 yield made
         else:
-            yield from reversed(self._climb(index, step, state, name))
+            yield from reversed(self._climb(index, step, state, moved))
         if self.work.budget.is_limited:
             yield state
 
-    def _climb(self, index: int, step: Step, state: State, name: str) -> list[State]:
+    def _climb(self, index: int, step: Step, state: State, moved: Strength) -> list[State]:
         """The accepted trials of a step whose strength the budget moves, weakest first."""
-        asked = step.settings[name]
-        fixed = None if asked == "auto" else self.work.as_fraction(name, asked, state)
-        first, top = (FIRST, STRONGEST) if fixed is None else (fixed, fixed)
+        asked, first, top = step.settings[moved.setting], moved.first, moved.top
+        if asked != AUTO:
+            first = top = self.work.as_fraction(moved, asked, state)
         accepted: list[State] = []
         strongest, weakest = 0.0, None
         for tried in range(MOST_TRIALS):
             fraction = next_strength(strongest, weakest, tried, first=first, top=top)
             if fraction is None:
                 break
-            base = accepted[-1] if accepted else state
+            base = accepted[-1] if accepted and moved.repeats else state
             made = self.work.trial(index, step, base, fraction=fraction)
             if self._judged(made):
                 accepted.append(made)

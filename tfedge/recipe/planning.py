@@ -177,7 +177,7 @@ def _what(step: Step, epochs: int, trials: int, calibrated: bool) -> str:
 
 def _layers(step: Step, model: Any) -> tuple[int | None, Sequence[Skipped]]:
     """How many layers a step would change, and which it would skip."""
-    stage = make_stage(step, strength=0.5 if step.is_searched else None)
+    stage = make_stage(step)
     if step.stage == "prune":
         from tfedge.engines.native.kernels import find_kernels
         from tfedge.engines.native.prune_settings import Pruning

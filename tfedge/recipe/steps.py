@@ -1,14 +1,15 @@
 """The steps of a recipe, and the names that stand for several of them."""
 
 import dataclasses
+import importlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from tfedge.errors import SettingsError, did_you_mean
+from tfedge.recipe.strengths import AUTO, STRENGTHS, strength_of
 
-AUTO = "auto"
 WAYS = ("auto", "calibrate", "train")  # of `quantize`
 OVERRIDES = ("epochs", "batch_size", "learning_rate")  # of a step's `train`
 
@@ -18,7 +19,7 @@ class Step:
     """One step of a recipe.
 
     Attributes:
-        stage: `"prune"`, `"finetune"` or `"quantize"`.
+        stage: One of `STAGES`.
         settings: Fields of the stage's class; `"auto"` where the budget chooses the value.
         way: Of `quantize`: `"calibrate"`, `"train"`, or `"auto"`, the first that meets the budget.
         train: What this step trains with instead of the recipe's `train`.
@@ -206,8 +207,8 @@ def _with_settings(stage: Any, given: Any) -> Step:
         given = {}
     if isinstance(given, str) and stage == "quantize":
         given = {"way": given}
-    if given == AUTO and stage == "prune":
-        given = {"sparsity": AUTO}
+    if given == AUTO and stage in STRENGTHS:
+        given = {STRENGTHS[stage][0].setting: AUTO}
     if not isinstance(given, Mapping):
         raise SettingsError(f"The settings of `{stage}` are a mapping. Received: {given!r}.")
     settings = dict(given)
@@ -227,12 +228,22 @@ def _check_step(step: Step) -> None:
             f"`train` of a step holds {', '.join(OVERRIDES)}. Received: {step.train!r}."
         )
     searched = [name for name, value in step.settings.items() if value == AUTO]
-    if searched and (step.stage != "prune" or searched not in (["sparsity"], ["threshold"])):
+    movable = [strength.setting for strength in STRENGTHS.get(step.stage, ())]
+    if searched and (len(searched) > 1 or searched[0] not in movable):
         raise SettingsError(
-            "`auto` stands for `sparsity` or `threshold` of `prune`. Received: "
+            f"`auto` stands for one setting that the budget moves: {_movable()}. Received: "
             f"{step.stage}: {', '.join(searched)}."
         )
-    make_stage(step, strength=0.5 if searched else None)
+    make_stage(step)
+
+
+def _movable() -> str:
+    """All settings that may be `auto`, for people."""
+    return ", ".join(
+        f"`{strength.setting}` of `{stage}`"
+        for stage, strengths in STRENGTHS.items()
+        for strength in strengths
+    )
 
 
 def stage_fields(stage: str) -> tuple[str, ...]:
@@ -242,24 +253,23 @@ def stage_fields(stage: str) -> tuple[str, ...]:
 
 def stage_class(stage: str) -> Any:
     """The class of a stage."""
-    from tfedge.stages.finetune import FineTune
-    from tfedge.stages.prune import Prune
-    from tfedge.stages.quantize import Quantize
-
-    return {"prune": Prune, "finetune": FineTune, "quantize": Quantize}[stage]
+    module, _, name = STAGES[stage].partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
-STAGES = ("prune", "finetune", "quantize")
+# Name of a stage to the module and class that do it.
+STAGES: Mapping[str, str] = {
+    "prune": "tfedge.stages.prune:Prune",
+    "finetune": "tfedge.stages.finetune:FineTune",
+    "quantize": "tfedge.stages.quantize:Quantize",
+}
 
 
-def make_stage(
-    step: Step, *, strength: float | None = None, epochs: int = 1, **changes: Any
-) -> Any:
+def make_stage(step: Step, *, epochs: int = 1, **changes: Any) -> Any:
     """The stage of a step, its settings checked.
 
     Args:
-        step: The step.
-        strength: What stands in for the setting that the budget moves.
+        step: The step. A setting that is `auto` gets a usual value, unless `changes` has one.
         epochs: Of `finetune`, where its settings do not say.
         changes: Settings to use instead.
 
@@ -267,9 +277,9 @@ def make_stage(
         SettingsError: A setting is out of its range.
     """
     settings = {**step.settings, **changes}
-    name = strength_name(step)
-    if strength is not None and name is not None:
-        settings[name] = strength
+    moved = strength_of(step.stage, step.settings)
+    if moved is not None and settings[moved.setting] == AUTO:
+        settings[moved.setting] = moved.usual
     if step.stage == "finetune":
         settings.setdefault("epochs", epochs)
     for key, value in settings.items():
@@ -281,14 +291,3 @@ def make_stage(
         raise SettingsError(
             f"A setting of `{step.stage}` has the wrong type. Received: {settings!r} ({error})."
         ) from error
-
-
-def strength_name(step: Step) -> str | None:
-    """The setting of a step that the budget may move, or `None`."""
-    if step.stage != "prune":
-        return None
-    for name in ("sparsity", "threshold"):
-        value = step.settings.get(name)
-        if value == AUTO or (isinstance(value, float | int) and not isinstance(value, bool)):
-            return name
-    return None

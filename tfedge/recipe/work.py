@@ -30,7 +30,8 @@ from tfedge.recipe.directory import RunDirectory, digest_of, seed_of, sha256_of
 from tfedge.recipe.judge import Judge
 from tfedge.recipe.loading import can_train, hash_of_data, hash_of_sources, load_data
 from tfedge.recipe.settings import Recipe
-from tfedge.recipe.steps import Step, strength_name
+from tfedge.recipe.steps import Step
+from tfedge.recipe.strengths import Strength, strength_of
 from tfedge.report import FileRecord, StepRecord
 from tfedge.stages._base import Context
 from tfedge.verify import VerificationReport
@@ -207,7 +208,7 @@ class Work:
             index: Place of the step in the recipe.
             step: The step.
             state: The model that it is applied to; comes out as it was.
-            fraction: The fraction of weights to remove, where the budget moves the strength.
+            fraction: The fraction of the model to remove, where the budget moves the strength.
 
         Returns:
             The new model.
@@ -298,28 +299,16 @@ class Work:
         return logged(chosen, self.directory.path / "logs" / folder, histories)
 
     def _strength(self, step: Step, state: State, fraction: float | None) -> dict[str, float]:
-        name = strength_name(step)
-        if name is None:
+        moved = strength_of(step.stage, step.settings)
+        if moved is None:
             return {}
         if fraction is None:
-            return {name: float(step.settings[name])}
-        if name == "sparsity":
-            return {name: fraction}
-        return {name: float(f"{np.quantile(self._magnitudes(state), fraction):.6g}")}
+            return {moved.setting: step.settings[moved.setting]}
+        return {moved.setting: moved.from_fraction(fraction, lambda: self.load(state.path))}
 
-    def as_fraction(self, name: str, value: float, state: State) -> float:
-        """The fraction of weights that a strength removes."""
-        if name == "sparsity":
-            return float(value)
-        return min(0.999, float((self._magnitudes(state) < value).mean()))
-
-    def _magnitudes(self, state: State) -> np.ndarray:
-        from tfedge.engines.native.kernels import find_kernels
-        from tfedge.engines.native.prune_settings import Pruning
-
-        model = self.load(state.path)
-        kernels, _ = find_kernels(model, Pruning(sparsity=0.5), training=False)
-        return np.abs(np.concatenate([np.ravel(k.variable.numpy()) for k in kernels]))
+    def as_fraction(self, moved: Strength, value: float, state: State) -> float:
+        """The fraction of the model that a strength takes away."""
+        return moved.to_fraction(value, lambda: self.load(state.path))
 
     # ------------------------------------------------------------------ one file
 

@@ -252,9 +252,7 @@ def _set_learning_rate(optimizer: Any, learning_rate: float) -> None:
         ) from None
 
 
-def _watch(
-    keras: Any, model: Any, good: list[Any], epochs: int, progress: Progress | None
-) -> Any:
+def _watch(keras: Any, model: Any, good: list[Any], epochs: int, progress: Progress | None) -> Any:
     """The callback that ends a training whose loss is lost, and reports how far it is.
 
     `good` gets the weights of the last epoch whose loss was finite; first those from before.
