@@ -153,6 +153,27 @@ def test_a_limit_that_nothing_meets_is_named_and_the_best_is_kept(digits, tmp_pa
     assert (tmp_path / "run" / report["best"]).is_file()
 
 
+def test_a_trial_whose_training_fails_is_a_rejected_one(digits, tmp_path, monkeypatch):
+    (tmp_path / "failing_fit.py").write_text(
+        "import tfedge\n"
+        "from tfedge.engines.native.kernels import pruned_kernels\n"
+        "def fit(model, callbacks):\n"
+        "    data = tfedge.load_dataset('digits')\n"
+        "    history = tfedge.make_fit(data, epochs=4)(model, callbacks)\n"
+        "    kernels = pruned_kernels(model)\n"
+        "    if sum(k.zeros() for k in kernels) > 0.9 * sum(k.size for k in kernels):\n"
+        "        raise tfedge.TrainingError('the loss was lost')\n"
+        "    return history\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = recipe_of(digits, max_drop=3.0, fit="failing_fit:fit", stages="prune", train={})
+    report = run(recipe, tmp_path / "run", measure_latency=False)
+    failed = [row for row in report.steps if row.reason == "the loss was lost"]
+    assert failed and all(row.outcome == "rejected" for row in failed)
+    assert report.fits and 0.75 < report.files[-1].sparsity <= 0.9
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
 def test_a_threshold_is_chosen_by_the_loss(digits, tmp_path):
     recipe = recipe_of(
         digits, max_drop=1, stages=[{"prune": {"threshold": "auto"}}], convert=["float32"]

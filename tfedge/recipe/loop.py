@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfedge.errors import TfedgeError
+from tfedge.errors import TfedgeError, TrainingError
 from tfedge.files import write_whole
+from tfedge.recipe.applying import title_of
 from tfedge.recipe.budget import next_strength
 from tfedge.recipe.directory import RunDirectory
 from tfedge.recipe.reading import to_yaml
@@ -148,8 +149,8 @@ class _Search:
             if fraction is None:
                 break
             base = accepted[-1] if accepted and moved.repeats else state
-            made = self.work.trial(index, step, base, fraction=fraction)
-            if self._judged(made):
+            made = self._tried(index, step, base, fraction)
+            if made is not None and self._judged(made):
                 accepted.append(made)
                 strongest = fraction
                 if fraction == top:
@@ -157,6 +158,22 @@ class _Search:
             else:
                 weakest = fraction
         return accepted
+
+    def _tried(self, index: int, step: Step, base: State, fraction: float) -> State | None:
+        """A trial, or `None` where its training came to nothing: a row of the report says why."""
+        try:
+            return self.work.trial(index, step, base, fraction=fraction)
+        except TrainingError as error:
+            row = StepRecord(
+                step=f"{index + 1}-{step.stage}",
+                title=title_of(step, self.work.strength(step, base, fraction)),
+                outcome="rejected",
+                reason=str(error),
+                settings=dict(step.settings),
+                strength=self.work.strength(step, base, fraction),
+            )
+            self.rows += [row] if row not in self.rows else []
+            return None
 
     def _judged(self, made: State) -> bool:
         """Whether a trial meets the budget; it becomes a row of the report."""

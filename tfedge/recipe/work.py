@@ -213,7 +213,7 @@ class Work:
         Returns:
             The new model.
         """
-        strength = self._strength(step, state, fraction)
+        strength = self.strength(step, state, fraction)
         name = f"{index + 1}-{step.stage}"
         key = {
             "from": state.digest,
@@ -298,7 +298,8 @@ class Work:
         )
         return logged(chosen, self.directory.path / "logs" / folder, histories)
 
-    def _strength(self, step: Step, state: State, fraction: float | None) -> dict[str, float]:
+    def strength(self, step: Step, state: State, fraction: float | None) -> dict[str, float]:
+        """The setting that the budget moves with its value; empty for a step without one."""
         moved = strength_of(step.stage, step.settings)
         if moved is None:
             return {}
