@@ -305,3 +305,17 @@ def test_calibration_does_not_clip_outliers():
 def test_a_dynamic_file_says_when_nothing_was_quantised():
     _, report = convert(ZOO["dense"](keras), mode="dynamic_int8")
     assert "Nothing was quantised" in report.notes[0]
+
+
+@pytest.mark.parametrize(("mode", "least_db"), [("float32", 45), ("int8", 25)])
+@pytest.mark.parametrize("name", ["conv_bn_relu", "nested", "two_inputs"])
+def test_a_model_of_mixed_precision_becomes_a_file_that_computes_in_float32(name, mode, least_db):
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        model = ZOO[name](keras)
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    x = inputs_of(model, 64)
+    content, report = convert(model, mode=mode, calibration=x if mode == "int8" else None)
+    assert report.verification.sqnr_db > least_db
+    assert not any(tensor.dtype == "float16" for tensor in inspect_model(content).inputs)

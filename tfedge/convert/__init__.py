@@ -208,7 +208,7 @@ def _source(
     """The Keras model to hand to the converter, and what to ask of it."""
     request = Request(mode=mode, input_type=types[0], output_type=types[1], samples=samples)
     if mode != "int8":
-        return model, request
+        return _in_float32(model), request
     if keras_of(model) != "keras":
         if not aware:
             return model, request
@@ -232,6 +232,15 @@ def _source(
             f"{len(samples)} calibration samples, loops stay float."
         )
     return export_model(model), request.with_ranges_in_graph(inner if samples is not None else ())
+
+
+def _in_float32(model: Any) -> Any:
+    """The model computing in float32, as LiteRT does, where tfedge can rebuild it so."""
+    if keras_of(model) != "keras" or not is_functional(model):
+        return model
+    from tfedge.engines.native.export import in_float32
+
+    return in_float32(model)
 
 
 def _float_message(mode: str, floats: tuple[FloatOperator, ...]) -> str:

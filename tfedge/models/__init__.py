@@ -16,11 +16,13 @@ from tfedge.models.keras3 import to_keras3 as to_keras3
 from tfedge.models.loading import load_model as load_model
 from tfedge.models.looking import check_finite as check_finite
 from tfedge.models.looking import check_rebuildable as check_rebuildable
+from tfedge.models.looking import check_strategy as check_strategy
 from tfedge.models.looking import choose_layers as choose_layers
 from tfedge.models.looking import import_keras as import_keras
 from tfedge.models.looking import is_functional as is_functional
 from tfedge.models.looking import is_model as is_model
 from tfedge.models.looking import keras_of as keras_of
 from tfedge.models.looking import layers_of as layers_of
+from tfedge.models.looking import scope_of as scope_of
 from tfedge.models.saving import save_model as save_model
 from tfedge.models.seeding import reproducible as reproducible

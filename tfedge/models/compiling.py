@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfedge.errors import TfedgeWarning
-from tfedge.models.looking import KERASES, import_keras, is_functional, keras_of
+from tfedge.models.looking import KERASES, import_keras, is_functional, keras_of, scope_of
 
 # Parts of Keras objects that hold no classes of the user's, and much else.
 NOT_SEARCHED = frozenset({"KerasTensor", "Node", "Variable", "Tracker", "History"})
@@ -35,10 +35,11 @@ def compile_like(model: Any, source: Any) -> Any:
         config = dict(source.get_compile_config())
         if not isinstance(source.loss, str):
             config.pop("loss", None)  # the objects themselves will do: they hold no state
-        arguments = saving.deserialize_keras_object(
-            config, custom_objects=own_objects(source), safe_mode=False
-        )
-        model.compile(**{"loss": source.loss, **arguments})
+        with scope_of(model):
+            arguments = saving.deserialize_keras_object(
+                config, custom_objects=own_objects(source), safe_mode=False
+            )
+            model.compile(**{"loss": source.loss, **arguments})
     except Exception as error:  # losses, metrics and optimizers of one's own may raise anything
         cause = " ".join(str(error).split())[:200]
         warnings.warn(

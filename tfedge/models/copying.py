@@ -12,7 +12,14 @@ import numpy as np
 
 from tfedge.errors import UnsupportedModelError
 from tfedge.models.compiling import compile_like, own_objects
-from tfedge.models.looking import KERASES, import_keras, is_functional, keras_of, layers_of
+from tfedge.models.looking import (
+    KERASES,
+    import_keras,
+    is_functional,
+    keras_of,
+    layers_of,
+    scope_of,
+)
 
 
 def copy_model(model: Any) -> Any:
@@ -42,7 +49,7 @@ def copy_model(model: Any) -> Any:
     objects = own_objects(model)
     rebuild = _rebuild if is_functional(model) else _through_file
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), scope_of(model):
             warnings.simplefilter("ignore")
             copy = rebuild(keras, model, objects)
     except UnsupportedModelError:

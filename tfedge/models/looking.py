@@ -73,6 +73,45 @@ def keras_of(model: Any) -> str:
     )
 
 
+def scope_of(model: Any) -> Any:
+    """The scope of the distribution strategy that a model was made in, to make its like in.
+
+    Args:
+        model: A model of either Keras.
+
+    Returns:
+        A context manager; it does nothing for a model that was made without a strategy.
+    """
+    return model.distribute_strategy.scope()
+
+
+def check_strategy(model: Any) -> None:
+    """Refuse a way of using several devices that Keras or TensorFlow cannot train under.
+
+    Args:
+        model: A model of either Keras, about to be trained.
+
+    Raises:
+        UnsupportedModelError: The reason, and what works.
+    """
+    strategy = model.distribute_strategy
+    name = type(strategy).__name__
+    if "CollectiveAllReduce" in name and keras_of(model) == "keras":
+        raise UnsupportedModelError(
+            "Keras 3.15 cannot `fit` under `MultiWorkerMirroredStrategy`: it fails to read the "
+            f"first batch, with or without tfedge. Received: `{model.name}`, made in its scope. "
+            "Use `MirroredStrategy` on one machine, or a tf_keras model, which trains on several."
+        )
+    if strategy.num_replicas_in_sync < 2 or model.jit_compile is not True:
+        return
+    if "CPU" in strategy.extended.worker_devices[0]:
+        raise UnsupportedModelError(
+            "TensorFlow's XLA cannot reach the variables of a second CPU device. Received: "
+            f"`{model.name}`, compiled with `jit_compile=True` under `{name}`. Compile it with "
+            "`jit_compile=False`."
+        )
+
+
 def is_functional(model: Any) -> bool:
     """Whether the model is a graph of layers: functional or Sequential, in either Keras."""
     keras = sys.modules[keras_of(model)]

@@ -8,7 +8,7 @@ import numpy as np
 
 from tfedge.data import Data, check_data, evaluate
 from tfedge.errors import DataError, SettingsError, TrainingError
-from tfedge.models import import_keras, is_compiled, keras_of, own_objects
+from tfedge.models import check_strategy, import_keras, is_compiled, keras_of, own_objects
 from tfedge.stages._base import Context, Fit
 
 Progress = Callable[[int, int, dict[str, Any]], None]
@@ -67,6 +67,7 @@ def make_fit(
 
     def fit(model: Any, callbacks: Sequence[Any] = ()) -> Any:
         keras = import_keras(keras_of(model))
+        check_strategy(model)
         check_data(model, train)
         keras.utils.set_random_seed(seed)
         _compile(keras, model, train, learning_rate, optimizer, loss, metrics)

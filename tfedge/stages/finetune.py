@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tfedge.engines.native.kernels import pruned_kernels
-from tfedge.models import check_finite, copy_model, keras_of, layers_of
+from tfedge.models import check_finite, check_strategy, copy_model, keras_of, layers_of
 from tfedge.report import Skipped, StageReport
 from tfedge.stages._base import AbstractTrainedStage, Context
 from tfedge.stages._fit import (
@@ -52,6 +52,7 @@ class FineTune(AbstractTrainedStage):
     def prepare(self, model: Any) -> Any:
         """An own copy of `model`; compiled if `model` is."""
         check_finite(model)
+        check_strategy(model)
         remember_keras(self, model)
         return copy_model(model)
 

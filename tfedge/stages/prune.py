@@ -10,7 +10,7 @@ from tfedge.data import Split
 from tfedge.engines.native.kernels import Kernel, find_kernels, has_sparse_kernel
 from tfedge.engines.native.prune_settings import ASKS, TIMES, Pruning
 from tfedge.errors import SettingsError, TrainingError, UnsupportedModelError
-from tfedge.models import check_finite, copy_model, keras_of
+from tfedge.models import check_finite, check_strategy, copy_model, keras_of
 from tfedge.report import Skipped, StageReport
 from tfedge.stages._base import AbstractTrainedStage, Context
 from tfedge.stages._fit import last_keras, remember_keras
@@ -155,6 +155,8 @@ class Prune(Pruning, AbstractTrainedStage):
 
     def _prepare(self, model: Any, context: Context) -> Any:
         check_finite(model)
+        if not self.at_once:
+            check_strategy(model)
         native = keras_of(model) == "keras"
         remember_keras(self, model)
         if not native:

@@ -10,7 +10,14 @@ from tfedge.data import check_calibration
 from tfedge.engines.native.place import LayerRule as LayerRule
 from tfedge.engines.native.place import Placement
 from tfedge.errors import SettingsError, UnsupportedModelError, did_you_mean
-from tfedge.models import check_finite, check_rebuildable, compile_like, keras_of, layers_of
+from tfedge.models import (
+    check_finite,
+    check_rebuildable,
+    check_strategy,
+    compile_like,
+    keras_of,
+    layers_of,
+)
 from tfedge.report import Skipped, StageReport
 from tfedge.stages._base import AbstractTrainedStage, Context
 from tfedge.stages._fit import measured
@@ -78,6 +85,7 @@ class Quantize(AbstractTrainedStage):
         """
         check_rebuildable(model, "Quantize")
         check_finite(model)
+        check_strategy(model)
         names = tuple(_chosen(model, self.keep_float))
         native = keras_of(model) == "keras"
         prepared, report = (self._native if native else self._tfmot)(model, names)

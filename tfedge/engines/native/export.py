@@ -51,6 +51,28 @@ def export_model(model: Any) -> Any:
     return build_model(_with_index_inputs(graph), _Exporter(graph).emit)
 
 
+def in_float32(model: Any) -> Any:
+    """A copy of a model that computes in float32; the model itself where it does so already.
+
+    LiteRT's kernels compute in float32: what was trained in `mixed_float16` is rebuilt for them.
+
+    Args:
+        model: A Functional or Sequential Keras 3 model.
+    """
+    graph = read_graph(model)
+    layers_ = [call.operation for call in graph.calls if call.is_layer]
+    if all(layer.compute_dtype in ("float32", None) for layer in layers_):
+        return model
+    made: dict[str, Any] = {}
+
+    def emit(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if call.is_layer and call.name not in made:
+            made[call.name] = float32(call.operation)
+        return made.get(call.name, call.operation)(*args, **kwargs)
+
+    return build_model(dataclasses.replace(graph, strategy=None), emit)
+
+
 def _with_index_inputs(graph: Graph) -> Graph:
     """The graph with int32 inputs where only an Embedding reads them."""
     readers = graph.consumers
@@ -61,7 +83,7 @@ def _with_index_inputs(graph: Graph) -> Graph:
         ):
             spec = specs[index]
             specs[index] = keras.KerasTensor(spec.shape, dtype="int32", name=spec.name)
-    return dataclasses.replace(graph, specs=specs)
+    return dataclasses.replace(graph, specs=specs, strategy=None)
 
 
 class _Exporter:
@@ -117,13 +139,13 @@ def exact_range(layer: FakeQuantize) -> Any:
     TensorFlow does so inside the fake quantisation, the converter does it again; near a half, as
     for -1 … 1, the two may choose different zero points. After this there is nothing to choose.
     """
-    range_ = float32(layer, weights=[*exact_ends(layer), np.float32(layer.batches)])
+    range_ = float32(layer, weights=[*exact_ends(layer), ops.convert_to_numpy(layer.batches)])
     return (lambda x: range_(fenced(x))) if layer.after_float else range_
 
 
 def exact_ends(layer: FakeQuantize) -> tuple[np.float32, np.float32]:
     """Minimum and maximum of a range, moved to where its zero point is a whole number."""
-    low, high = np.float32(layer.minimum), np.float32(layer.maximum)
+    low, high = (np.float32(ops.convert_to_numpy(v)) for v in (layer.minimum, layer.maximum))
     top = np.float32(2**layer.bits - 1)
     for _ in range(EXACT_AFTER if high > low else 0):
         scale = (high - low) / top

@@ -127,7 +127,7 @@ class FakeQuantize(keras.layers.Layer):
     @property
     def has_range(self) -> bool:
         """Whether a range is known: fixed, calibrated or trained."""
-        return self.fixed_range is not None or float(self.batches) > 0
+        return self.fixed_range is not None or float(ops.convert_to_numpy(self.batches)) > 0
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         values = ops.cast(inputs, "float32")

@@ -1,5 +1,6 @@
 """Read a Keras 3 model into a flat list of calls, and build a model from such a list."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -65,6 +66,7 @@ class Graph:
         input_structure, output_structure: As the author gave them, with `Ref` for tensors.
         calls: All calls but those of the input layers.
         specs: Index to `KerasTensor` with shape, dtype and name.
+        strategy: Distribution strategy that the model was made in, and its like will be.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Graph:
     output_structure: Any
     calls: tuple[Call, ...]
     specs: dict[int, Any]
+    strategy: Any = None
 
     @property
     def outputs(self) -> tuple[int, ...]:
@@ -207,7 +210,13 @@ def read_graph(model: Any) -> Graph:
     input_structure = tree.map_structure(lambda _: Ref(next(refs)), structure)
     outputs = reader.read(model, inputs, None, model.trainable, "")
     return Graph(
-        model.name, tuple(inputs), input_structure, outputs, tuple(reader.calls), reader.specs
+        model.name,
+        tuple(inputs),
+        input_structure,
+        outputs,
+        tuple(reader.calls),
+        reader.specs,
+        model.distribute_strategy,
     )
 
 
@@ -231,8 +240,18 @@ def build_model(
         on_output: `on_output(index, tensor)` likewise, for what the model returns.
 
     Returns:
-        A `keras.Model` with the inputs, outputs and name of the graph.
+        A `keras.Model` with the inputs, outputs and name of the graph, made in its strategy.
     """
+    with graph.strategy.scope() if graph.strategy else contextlib.nullcontext():
+        return _built(graph, emit, on_input, on_output)
+
+
+def _built(
+    graph: Graph,
+    emit: Emit,
+    on_input: Callable[[int, Any], Any] | None,
+    on_output: Callable[[int, Any], Any] | None,
+) -> Any:
     env: dict[int, Any] = {}
     sources: dict[int, Any] = {}
     for index in graph.inputs:

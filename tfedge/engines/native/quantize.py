@@ -139,7 +139,10 @@ def activation_ranges(model: Any) -> dict[str, tuple[float, float]]:
         model: A Keras 3 model. Without fake quantisation there are none.
     """
     return {
-        layer.name.removesuffix("_range"): (float(layer.minimum), float(layer.maximum))
+        layer.name.removesuffix("_range"): (
+            float(keras.ops.convert_to_numpy(layer.minimum)),
+            float(keras.ops.convert_to_numpy(layer.maximum)),
+        )
         for layer in model.layers
         if isinstance(layer, FakeQuantize) and layer.has_range
     }

@@ -6,7 +6,7 @@ from typing import Any
 from tfedge.engines.tfmot._library import internals, tf_keras, tfmot
 from tfedge.engines.tfmot.flattening import FlatGraph, own_classes, read_graph
 from tfedge.errors import SettingsError, did_you_mean
-from tfedge.models import check_rebuildable, compile_like
+from tfedge.models import check_rebuildable, compile_like, scope_of
 from tfedge.report import Skipped
 
 Schedule = Callable[[Any], Any]  # a TFMOT `PruningSchedule`: step -> (whether to update, sparsity)
@@ -51,7 +51,7 @@ def prepare_pruning(
         "block_pooling_type": block_pooling_type,
         "sparsity_m_by_n": sparsity_m_by_n,
     }
-    with own_classes(model):
+    with scope_of(model), own_classes(model):
         graph = read_graph(model)
         schedules, skipped = _choose(graph, schedule, layers, options)
 
@@ -83,7 +83,7 @@ def strip_pruning(model: Any) -> Any:
         `model` is compiled.
     """
     wrapper = internals("sparsity.keras.pruning_wrapper").PruneLowMagnitude
-    with own_classes(model):
+    with scope_of(model), own_classes(model):
         wrapped = {layer.name: layer for layer in model.layers}
         copies = {}
 

@@ -9,7 +9,7 @@ from tfedge.engines.tfmot._library import internals, tf_keras, tfmot
 from tfedge.engines.tfmot.flattening import FlatGraph, own_classes, read_graph
 from tfedge.engines.tfmot.placement import OUTPUT_ONLY, WITH_KERNEL, Placement, place
 from tfedge.errors import DataError, SettingsError, UnsupportedModelError
-from tfedge.models import check_rebuildable, compile_like, layers_of
+from tfedge.models import check_rebuildable, compile_like, layers_of, scope_of
 from tfedge.report import Skipped
 
 _NEXT_MOVE = (
@@ -53,7 +53,7 @@ def prepare_quantization(
     check_rebuildable(model, "quantize")
     _check_quantizable(model)
     rules = {kind: _as_config(rule) for kind, rule in (rules or {}).items()}
-    with own_classes(model), quantize_scope():
+    with scope_of(model), own_classes(model), quantize_scope():
         graph = read_graph(model)
         _split_activations(graph, rules)
         placement = place(graph, keep_float=keep_float, rules=rules)
@@ -110,7 +110,7 @@ def bake(model: Any) -> Any:
         pairs.append((layer, made or type(layer).from_config(layer.get_config())))
         return pairs[-1][1]
 
-    with own_classes(model), quantize_scope():
+    with scope_of(model), own_classes(model), quantize_scope():
         result = tf_keras().models.clone_model(model, clone_function=copied)
     for old, new in pairs:
         if old.name in baked:
