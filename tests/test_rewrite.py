@@ -342,13 +342,12 @@ def test_a_pattern_that_costs_too_much_is_taken_back_and_its_figure_reported(tra
 
 
 def test_what_was_kept_before_stays_when_a_later_pattern_is_taken_back(trained):
-    stage = Rewrite(patterns=("silu_to_hard_silu", "conv_to_8_groups"), max_drop=0.05)
-    groups_first = Rewrite(patterns=("silu_to_hard_silu",), max_drop=0.05)
+    stage = Rewrite(patterns=("silu_to_hard_silu", "conv_to_4_groups"), max_drop=0.05)
     model, report = stage.apply(trained, context())
-    alone, _ = groups_first.apply(trained, context())
+    alone, _ = Rewrite(patterns=("silu_to_hard_silu",), max_drop=0.05).apply(trained, context())
     outcomes = {name: row["outcome"] for name, row in report.metrics["patterns"].items()}
     assert outcomes["silu_to_hard_silu"] == "kept"
-    assert outcomes["conv_to_8_groups"] != "kept"
+    assert outcomes["conv_to_4_groups"] != "kept"
     pairs = zip(alone.get_weights(), model.get_weights(), strict=True)
     assert all(np.array_equal(a, b) for a, b in pairs)
     assert report.metrics["accuracy_after"] >= report.metrics["accuracy_before"] - 0.05
@@ -357,15 +356,15 @@ def test_what_was_kept_before_stays_when_a_later_pattern_is_taken_back(trained):
 def test_training_after_a_pattern_brings_back_what_it_costs(trained):
     data = Data(train=learnable())
     fit = make_fit(data, epochs=3, learning_rate=0.01)
-    stage = Rewrite(patterns=("conv_to_separable",), max_drop=0.02)
+    stage = Rewrite(patterns=("conv_to_4_groups",), max_drop=0.02)
     _, untrained = stage.apply(trained, context(data=data))
     model, report = stage.apply(trained, context(data=data, fit=fit))
     assert untrained.changed == ()
     assert report.changed == ("conv_1", "conv_2")
-    row = report.metrics["patterns"]["conv_to_separable"]
+    row = report.metrics["patterns"]["conv_to_4_groups"]
     assert row["untrained"] < row["accuracy"]
     assert model.compiled
-    assert model.optimizer.learning_rate == pytest.approx(0.01)
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.01)
 
 
 def test_without_a_metric_the_loss_of_a_compiled_model_decides(trained):
