@@ -162,11 +162,11 @@ def _smaller_kernels(findings: Findings) -> Iterator[Suggestion]:
 
 
 def _activations(findings: Findings) -> Iterator[Suggestion]:
-    yield from _by_pattern(findings, PREFERRED, "for int8 and accelerators")
+    yield from _by_pattern(findings, PREFERRED, " (for int8 and accelerators)")
 
 
 def _exact_patterns(findings: Findings) -> Iterator[Suggestion]:
-    yield from _by_pattern(findings, DEFAULT, "outputs stay equal")
+    yield from _by_pattern(findings, DEFAULT, "")
 
 
 def _by_pattern(findings: Findings, names: Sequence[str], end: str) -> Iterator[Suggestion]:
@@ -180,7 +180,7 @@ def _by_pattern(findings: Findings, names: Sequence[str], end: str) -> Iterator[
             yield Suggestion(
                 layer=fitting[0] if len(fitting) == 1 else "",
                 stage="Rewrite",
-                why=f"{pattern.does} ({end}): {_some(fitting)}",
+                why=f"{pattern.does}{end}: {_some(fitting)}",
                 settings={"patterns": [name]},
                 exact=pattern.exact,
             )
@@ -191,7 +191,7 @@ def _fits(graph: Graph, pattern: Pattern, call: Call) -> bool:
 
 
 def _blocks(findings: Findings) -> Iterator[Suggestion]:
-    joins = [call.name for call in findings.graph.calls if call.kind == "Add"]
+    joins = [c for c in findings.graph.calls if c.kind == "Add" and len(c.inputs) > 1]
     if len(joins) > 1:
         why = f"{len(joins)} residual sums: a block that matters little can go whole"
         yield Suggestion(layer="", stage="DropLayers", why=why)
@@ -201,7 +201,7 @@ def _whole(findings: Findings) -> Iterator[Suggestion]:
     if findings.quantized or not findings.parameters:
         return
     if findings.parameters >= CLUSTERED:
-        why = f"{findings.parameters:,} weights: with 16 values in each kernel they pack to 4 bits"
+        why = f"{findings.parameters:,} weights: 16 values for each kernel pack to 4 bits"
         yield Suggestion(layer="", stage="Cluster", why=why)
     size = format_bytes(4 * findings.parameters)
     why = f"its weights take {size} in float32 and a quarter of that in int8"

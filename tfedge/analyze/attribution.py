@@ -1,11 +1,13 @@
 """Tell which layer each operator of a converted file came from, and give layers their times."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import keras
+from keras import tree
 
 from tfedge.analyze.records import LayerCost
 from tfedge.analyze.timing import Timing, time_operators
@@ -22,15 +24,30 @@ SUMS = (
 
 
 class Named(keras.layers.Layer):
-    """An operation of `keras.ops` as a layer, so that its operators bear a name."""
+    """A call of a `keras.ops` operation as a layer of its tensors, so that its operators are named.
 
-    def __init__(self, operation: Any, name: str) -> None:
+    Args:
+        operation: What is called.
+        arguments: What it is called with, `(args, kwargs)`, symbolic tensors included.
+        name: Name of the layer.
+    """
+
+    def __init__(self, operation: Any, arguments: Any, name: str) -> None:
         super().__init__(name=name)
         self.operation = operation
+        self._values = tree.flatten(arguments)
+        self._pack = functools.partial(tree.pack_sequence_as, arguments)
 
-    def call(self, *args: Any, **kwargs: Any) -> Any:
-        """What the operation returns."""
+    def call(self, tensors: Any) -> Any:
+        """What the operation returns for these tensors in place of the symbolic ones."""
+        given = iter(tensors)
+        filled = [next(given) if _is_symbolic(value) else value for value in self._values]
+        args, kwargs = self._pack(filled)
         return self.operation(*args, **kwargs)
+
+
+def _is_symbolic(value: Any) -> bool:
+    return isinstance(value, keras.KerasTensor)
 
 
 def labelled(graph: Graph, names: Sequence[str]) -> Any:
@@ -46,13 +63,11 @@ def labelled(graph: Graph, names: Sequence[str]) -> Any:
     made: dict[str, Any] = {}
 
     def emit(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not call.is_layer:
+            tensors = [value for value in tree.flatten((args, kwargs)) if _is_symbolic(value)]
+            return Named(call.operation, (args, kwargs), labels[call.name])(tensors)
         if call.name not in made:
-            label = labels[call.name]
-            made[call.name] = (
-                copy_layer(call.operation, name=label)
-                if call.is_layer
-                else Named(call.operation, label)
-            )
+            made[call.name] = copy_layer(call.operation, name=labels[call.name])
         return made[call.name](*args, **kwargs)
 
     return build_model(graph, emit)
@@ -85,7 +100,8 @@ def with_times(
     }
     own: dict[str, list[tuple[str, float]]] = {}
     holders: dict[str, str] = {}
-    for operator, time in zip(report.inspection.operators, timing.operators, strict=True):
+    operators = [row for row in report.inspection.operators if row.subgraph == 0]
+    for operator, time in zip(operators, timing.operators, strict=True):
         named = layers_in(operator.output_name, names)
         end = ends.get(operator.output_name)
         main = max(named, key=lambda name: macs[name], default=end or "")

@@ -1,6 +1,7 @@
 """Draw the shares of the layers as bars, in SVG."""
 
 import io
+import warnings
 from typing import Any
 
 from tfedge.analyze.records import Analysis, LayerCost
@@ -31,7 +32,10 @@ def draw(analysis: Analysis, most: int = MOST_LAYERS) -> str:
         raise MissingExtraError('A chart needs matplotlib: pip install "tfedge[train]".') from error
     rows = analysis.layers[:most]
     series = _series(analysis, rows)
-    with mpl.rc_context({"svg.hashsalt": analysis.model, "font.size": 9, "svg.fonttype": "none"}):
+    style = {"svg.hashsalt": analysis.model, "font.size": 9, "svg.fonttype": "none"}
+    with mpl.rc_context(style), warnings.catch_warnings():
+        # Names may hold letters that matplotlib's font lacks; the reader's viewer has them.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=(8, 1.2 + ROW_INCHES * max(1, len(rows))), layout="constrained")
         _bars(figure.subplots(), analysis, rows, series)
         text = io.StringIO()
@@ -72,9 +76,11 @@ def _bars(
     axes.set_title(_plain(analysis.model), loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     if series:
-        axes.legend(loc="lower right", frameon=False)
+        axes.figure.legend(loc="outside lower right", ncols=len(series), frameon=False)
 
 
 def _plain(text: str) -> str:
-    """Text in which matplotlib sees no formula."""
-    return text.replace("$", r"\$")
+    """Text in which matplotlib sees no formula, and XML no control character."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text).replace(
+        "$", r"\$"
+    )
