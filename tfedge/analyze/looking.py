@@ -8,7 +8,6 @@ from tfedge.analyze.activity import as_split, constant_channels
 from tfedge.analyze.advice import Findings, advise, dead_channels
 from tfedge.analyze.attribution import with_times
 from tfedge.analyze.records import Analysis, LayerCost
-from tfedge.data import Data, Split
 from tfedge.engines.native.costs import Cost, costs_of, peak_bytes
 from tfedge.engines.native.graph import Copies, Graph, build_model, read_graph
 from tfedge.engines.native.kernels import kernels_of
@@ -17,39 +16,15 @@ from tfedge.errors import ConversionError, SettingsError
 from tfedge.models import check_finite, check_rebuildable, keras_of, to_keras3
 
 
-def analyze(
+def look(
     model: Any,
-    data: Data | Split | Any = None,
+    data: Any,
     *,
-    measure: bool = True,
-    threads: int = 1,
-    progress: Callable[[str], None] | None = None,
+    measure: bool,
+    threads: int,
+    progress: Callable[[str], None] | None,
 ) -> Analysis:
-    """Find out where the costs of a model lie and what would help.
-
-    Args:
-        model: A functional or Sequential model of either Keras, which stays as it is. One of
-            tf_keras is looked at as `to_keras3` rebuilds it.
-        data: Training or calibration samples, to find channels that are always the same. Default:
-            channels are judged by their weights alone.
-        measure: Whether to convert the model to float32 and time its operators on this machine.
-        threads: Threads to time with.
-        progress: Called with a sentence when a step begins.
-
-    Returns:
-        A row for each layer, bottlenecks first, suggestions and notes.
-
-    Raises:
-        UnsupportedModelError: The model has no graph of layers, or an input of open size.
-        ModelError: Weights are not finite, or Keras 3 cannot rebuild a tf_keras model.
-        SettingsError: `threads` is not a whole number from 1.
-        DataError: The data do not fit the model.
-
-    Example:
-        >>> analysis = analyze(model, data)  # doctest: +SKIP
-        >>> analysis.layers[0].layer         # doctest: +SKIP
-        'conv2d_3'
-    """
+    """What `tfedge.analyze.analyze` promises; its arguments."""
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise SettingsError(f"`threads` is a whole number from 1. Received: {threads!r}.")
     say = progress or (lambda sentence: None)

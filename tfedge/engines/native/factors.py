@@ -140,17 +140,25 @@ def relative_error(kernel: np.ndarray, approximation: np.ndarray) -> float:
 
 
 def _solve_first(kernel: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The first kernel that is best for a given second one; input channels are independent."""
-    middle, outputs = second.shape[2:]
-    rows = np.zeros((5, 5, outputs, 3, 3, middle))
-    for place in np.ndindex(3, 3):
-        for other in np.ndindex(3, 3):
-            at = (place[0] + other[0], place[1] + other[1])
-            rows[at[0], at[1], :, place[0], place[1], :] = second[other].T
-    matrix = rows.reshape(25 * outputs, 9 * middle)
-    target = kernel.transpose(0, 1, 3, 2).reshape(25 * outputs, -1)
-    solved = _least_squares(matrix, target)  # (9 · middle, inputs)
-    return solved.reshape(3, 3, middle, -1).transpose(0, 1, 3, 2)
+    """The first kernel that is best for a given second one; input channels are independent.
+
+    By normal equations. The block of their matrix for the places p and q of the first kernel is the
+    correlation of the second one with itself at the distance p - q.
+    """
+    middle, inputs = second.shape[2], kernel.shape[2]
+    places = list(np.ndindex(3, 3))
+    blocks = {
+        (row, column): _correlation(second, row, column)
+        for row in range(-2, 3)
+        for column in range(-2, 3)
+    }
+    gram = np.block([[blocks[p[0] - q[0], p[1] - q[1]] for q in places] for p in places])
+    gram[np.diag_indices_from(gram)] += RIDGE * max(float(np.trace(gram)) / len(gram), 1e-30)
+    target = np.concatenate(
+        [sum(second[r] @ kernel[p[0] + r[0], p[1] + r[1]].T for r in places) for p in places]
+    )
+    solved = np.linalg.solve(gram, target)
+    return solved.reshape(3, 3, middle, inputs).transpose(0, 1, 3, 2)
 
 
 def _solve_second(kernel: np.ndarray, first: np.ndarray) -> np.ndarray:
@@ -159,8 +167,10 @@ def _solve_second(kernel: np.ndarray, first: np.ndarray) -> np.ndarray:
     return flipped.transpose(0, 1, 3, 2)
 
 
-def _least_squares(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """By normal equations: kernels of 512 channels lead to 12,800 × 4,608 matrices."""
-    gram = matrix.T @ matrix
-    gram[np.diag_indices_from(gram)] += RIDGE * max(float(np.trace(gram)) / len(gram), 1e-30)
-    return np.linalg.solve(gram, matrix.T @ target)
+def _correlation(second: np.ndarray, row: int, column: int) -> np.ndarray:
+    """Sum over r of `second[r] @ second[r + (row, column)].T` where both places exist."""
+    total = np.zeros((second.shape[2], second.shape[2]))
+    for y, x in np.ndindex(3, 3):
+        if 0 <= y + row < 3 and 0 <= x + column < 3:
+            total += second[y, x] @ second[y + row, x + column].T
+    return total
