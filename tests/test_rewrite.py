@@ -43,7 +43,7 @@ def chain(*layers, shape=(SIDE, SIDE, 4)):
 
 
 def predictions(model, seed=0):
-    return model.predict(inputs_of(model, 8, seed), verbose=0)
+    return keras.tree.map_structure(np.asarray, model(inputs_of(model, 8, seed), training=False))
 
 
 def kinds(model):
@@ -410,28 +410,39 @@ def test_zeros_of_a_pruned_model_outlive_the_training(trained):
 @pytest.mark.parametrize("name", ZOO)
 def test_every_model_of_the_zoo_keeps_its_outputs_and_reports_every_layer(name, tmp_path):
     model = ZOO[name](keras)
-    before, x = weights_of(model), inputs_of(model)
+    before = weights_of(model)
     rewritten, report = Rewrite(patterns=EXACT).apply(model)
-    expected, found = model.predict(x, verbose=0), rewritten.predict(x, verbose=0)
+    expected, found = predictions(model), predictions(rewritten)
     assert np.abs(expected - found).max() <= 1e-5
     named = sorted([*report.changed, *(row.layer for row in report.skipped)])
     assert named == sorted(layer.name for layer in layers_of(model))
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
     assert "BatchNormalization" not in kinds(rewritten)
     loaded = load_model(save_model(rewritten, tmp_path / "model.keras"))
-    assert np.array_equal(loaded.predict(x, verbose=0), found)
+    assert np.array_equal(predictions(loaded), found)
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_every_model_of_the_zoo_can_be_rewritten_approximately_and_trained(name):
+def test_every_model_of_the_zoo_can_be_rewritten_approximately(name):
+    model = ZOO[name](keras)
+    rewritten, report = apply(model, "fold_batch_norm", "conv_to_separable")
+    wide = any(kind == "Conv2D" for kind in kinds(model))
+    assert (report.metrics["macs_after"] < report.metrics["macs_before"]) == wide
+    assert predictions(rewritten).shape == predictions(model).shape
+
+
+@pytest.mark.parametrize("name", ["two_inputs", "frozen_backbone"])
+def test_what_replaces_layers_is_trained_where_they_were(name):
     model = ZOO[name](keras)
     x, y = inputs_of(model, 16), labels_of(16)
     split = Split(tuple(x) if isinstance(x, list) else x, y)
-    stage = Rewrite(patterns=("fold_batch_norm", "conv_to_separable"), max_drop=None)
-    rewritten, report = stage.apply(model, Context(fit=make_fit(Data(train=split), epochs=1)))
-    wide = any(kind == "Conv2D" for kind in kinds(model))
-    assert (report.metrics["macs_after"] < report.metrics["macs_before"]) == wide
-    assert np.isfinite(rewritten.predict(x, verbose=0)).all()
+    stage = Rewrite(patterns=("conv_to_separable",), max_drop=None)
+    untrained, _ = stage.apply(model)
+    trained, _ = stage.apply(model, Context(fit=make_fit(Data(train=split), epochs=1)))
+    for theirs, ours in zip(layers_of(untrained), layers_of(trained), strict=True):
+        pairs = zip(theirs.get_weights(), ours.get_weights(), strict=True)
+        same = all(np.array_equal(a, b) for a, b in pairs)
+        assert same == (not theirs.trainable_weights)
 
 
 def test_a_frozen_layer_stays_frozen_in_what_replaces_it():

@@ -21,6 +21,7 @@ STAGES: Mapping[str, str] = {
     "Cluster": "cluster",
     "Quantize": "quantize",
 }
+# What a recipe says of the stages whose strength the budget chooses.
 SEARCHED: Mapping[str, Any] = {"prune": {"sparsity": "auto"}, "quantize": "auto"}
 
 

@@ -204,8 +204,8 @@ class _Work:
         self._keep(pattern, made)
 
     def _check_exact(self, made: Rewritten) -> tuple[str, dict[str, Any]]:
-        half = any(layer.compute_dtype in ("float16", "bfloat16") for layer in self.result.layers)
-        allowed = HALF_TOLERANCE if half else TOLERANCE
+        types = {layer.compute_dtype for layer in layers_of(self.result)}
+        allowed = HALF_TOLERANCE if types & {"float16", "bfloat16"} else TOLERANCE
         worst = max(
             difference
             for _, difference in output_differences(self.result, made.model, seed=self.context.seed)
