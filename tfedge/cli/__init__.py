@@ -1,4 +1,4 @@
-"""The command line: `tfedge demo | init | optimize | report | compare | convert | inspect | …`.
+"""The command line: `tfedge demo | init | optimize | report | compare | analyze | convert | …`.
 
 Exit codes: 0 done, 1 the work failed, 2 wrong usage. Errors are one line on stderr; `--traceback`
 shows where they came from. With `--json`, stdout holds one JSON document and nothing else.
@@ -20,6 +20,7 @@ import click
 
 from tfedge import __version__
 from tfedge.cli._guard import OWN_PROCESS
+from tfedge.cli.analyze import analyze
 from tfedge.cli.benchmark import benchmark
 from tfedge.cli.compare import compare
 from tfedge.cli.convert import convert
@@ -132,6 +133,7 @@ for _command in (
     optimize,
     report,
     compare,
+    analyze,
     convert,
     inspect,
     verify,

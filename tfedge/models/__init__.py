@@ -12,6 +12,7 @@ from tfedge.models.compiling import compile_like as compile_like
 from tfedge.models.compiling import is_compiled as is_compiled
 from tfedge.models.compiling import own_objects as own_objects
 from tfedge.models.copying import copy_model as copy_model
+from tfedge.models.equality import output_differences as output_differences
 from tfedge.models.keras3 import to_keras3 as to_keras3
 from tfedge.models.loading import load_model as load_model
 from tfedge.models.looking import check_finite as check_finite

@@ -7,16 +7,13 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from tfedge.errors import ModelError
 from tfedge.models.compiling import own_objects
 from tfedge.models.copying import copy_flags, layer_pairs, without_compile_state
+from tfedge.models.equality import output_differences
 from tfedge.models.looking import check_rebuildable, import_keras, keras_of, layers_of
 
 TOLERANCE = 1e-5  # of the largest output of a sample
-SAMPLES = 4
-OPEN_SIDE = 32  # what a side of the input is taken as where the model leaves it open
 BASE_SETTINGS = frozenset({"name", "trainable", "dtype", "activity_regularizer"})
 RENAMED = {
     "InputLayer": {"batch_input_shape": "batch_shape"},
@@ -142,13 +139,7 @@ def _settings(layer: type | None, settings: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _check_equal(model: Any, rebuilt: Any, seed: int) -> None:
-    draw = np.random.default_rng(seed)
-    batch = [_random(draw, tensor) for tensor in model.inputs]
-    theirs, ours = (
-        _outputs(m(batch if len(batch) > 1 else batch[0], training=False)) for m in (model, rebuilt)
-    )
-    for name, a, b in zip(model.output_names, theirs, ours, strict=True):
-        error = _relative_error(a, b)
+    for name, error in output_differences(model, rebuilt, seed):
         if not error <= TOLERANCE:
             raise ModelError(
                 f"The Keras 3 form of `{model.name}` must compute the same as the model. Its "
@@ -156,37 +147,3 @@ def _check_equal(model: Any, rebuilt: Any, seed: int) -> None:
                 f"{TOLERANCE:.0e} allowed. One of its layers means something else in Keras 3; "
                 "stay with tf_keras."
             )
-
-
-def _relative_error(a: np.ndarray, b: np.ndarray) -> float:
-    """The largest difference in any sample, as a part of the largest value of that sample."""
-    if a.shape != b.shape:
-        return float("inf")
-    a, b = (value.reshape(len(value), -1) for value in (a, b))
-    largest = np.maximum(np.abs(a).max(axis=1, initial=0.0), np.finfo(np.float32).tiny)
-    return float((np.abs(a - b).max(axis=1, initial=0.0) / largest).max(initial=0.0))
-
-
-def _random(draw: np.random.Generator, tensor: Any) -> np.ndarray:
-    """A random batch for one input, its samples of unlike range, as models expect them.
-
-    Inputs that take integers get zeros and ones, which are indices wherever there are any.
-    """
-    shape = (SAMPLES, *(OPEN_SIDE if side is None else int(side) for side in tensor.shape[1:]))
-    kind = str(getattr(tensor.dtype, "name", tensor.dtype))
-    if kind.startswith(("int", "uint", "bool")):
-        return draw.integers(0, 2, shape).astype(kind)
-    samples = [
-        draw.random(shape[1:]),
-        draw.normal(0.0, 1.0, shape[1:]),
-        draw.normal(0.0, 10.0, shape[1:]),
-        draw.uniform(0.0, 255.0, shape[1:]),
-    ]
-    return np.stack(samples).astype(np.float32)
-
-
-def _outputs(outputs: Any) -> list[np.ndarray]:
-    if isinstance(outputs, Mapping):
-        outputs = [outputs[key] for key in sorted(outputs)]
-    values = outputs if isinstance(outputs, list | tuple) else [outputs]
-    return [np.asarray(value, np.float64) for value in values]

@@ -249,7 +249,7 @@ def depthwise_half(call: Call) -> Any:
 def pointwise(call: Call) -> Any:
     """A Dense layer on the last axis of images or sequences, as a 1×1 convolution."""
     source = call.operation
-    return _one_by_one(
+    return one_by_one(
         call,
         source.units,
         source.get_build_config()["input_shape"],
@@ -264,7 +264,7 @@ def pointwise_half(call: Call) -> Any:
     source = call.operation
     shape = list(source.get_build_config()["input_shape"])
     shape[-1 if source.data_format == "channels_last" else 1] = source.pointwise_kernel.shape[-2]
-    return _one_by_one(
+    return one_by_one(
         call,
         source.filters,
         tuple(shape),
@@ -275,20 +275,27 @@ def pointwise_half(call: Call) -> Any:
     )
 
 
-def _one_by_one(
+def one_by_one(
     call: Call, filters: int, input_shape: tuple[int | None, ...], kernel: Any, **settings: Any
 ) -> Any:
+    """A 1×1 convolution with a kernel and the bias of a layer.
+
+    Args:
+        call: Of the layer that it stands for, or is a part of.
+        filters: Output channels.
+        input_shape: Of a sequence (rank 3) or of images (rank 4), batch first.
+        kernel: Values in the order of its own kernel, of any shape.
+        **settings: Of the layer, beside or instead of those of the layer that it stands for.
+    """
     source = call.operation
     cls = layers.Conv1D if len(input_shape) == 3 else layers.Conv2D
-    layer = cls(
-        filters,
-        1,
-        use_bias=source.use_bias,
-        trainable=call.trainable,
-        name=call.name,
-        dtype=source.dtype_policy,
-        **settings,
-    )
+    own = {
+        "use_bias": source.use_bias,
+        "trainable": call.trainable,
+        "name": call.name,
+        "dtype": source.dtype_policy,
+    }
+    layer = cls(filters, 1, **{**own, **settings})
     layer.build(input_shape)
     weights = [ops.reshape(kernel, layer.kernel.shape)]
     layer.set_weights([*weights, *([source.bias] if source.use_bias else [])])
