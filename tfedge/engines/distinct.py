@@ -17,7 +17,8 @@ def unique_values(model: Any) -> dict[str, int]:
             trains, the values count that its layers compute with.
 
     Returns:
-        Name of each layer to the number; for a layer of several kernels, `"layer/kernel"`.
+        Name of each layer to the number; for a layer of several kernels, `"layer/kernel"` or,
+        while it is clustered, `"layer/place"` of the kernel among its weights.
 
     Example:
         >>> import keras
@@ -37,39 +38,37 @@ def kernel_values(model: Any) -> Iterator[tuple[str, np.ndarray]]:
     """The kernels that the layers of a model compute with, named as by `unique_values`."""
     native = keras_of(model) == "keras"
     for layer in layers_of(model):
-        found = _native_values(layer) if native else _tfmot_values(layer)
+        layer_name, found = _native_values(layer) if native else _tfmot_values(layer)
         for name, values in found.items():
-            yield layer.name if len(found) == 1 else f"{layer.name}/{name}", values
+            yield layer_name if len(found) == 1 else f"{layer_name}/{name}", values
 
 
-def _native_values(layer: Any) -> dict[str, np.ndarray]:
+def _native_values(layer: Any) -> tuple[str, dict[str, np.ndarray]]:
     from keras import ops
 
     from tfedge.engines.native.clustering import ClusteredWeights
     from tfedge.engines.native.fake_quant import QuantizedWeights
 
     if isinstance(layer, QuantizedWeights):
-        return {k: ops.convert_to_numpy(v) for k, v in layer.effective_weights().items()}
+        rounded = layer.effective_weights().items()
+        return layer.name, {name: ops.convert_to_numpy(value) for name, value in rounded}
     if isinstance(layer, ClusteredWeights):
-        return {
-            layer.layer.weights[int(place)].path: ops.convert_to_numpy(
-                layer.clustered_kernel(place)
-            )
-            for place in layer.kernels
+        return layer.name, {
+            place: ops.convert_to_numpy(layer.clustered_kernel(place)) for place in layer.kernels
         }
-    return _plain_values(layer)
+    return layer.name, _plain_values(layer)
 
 
-def _tfmot_values(layer: Any) -> dict[str, np.ndarray]:
+def _tfmot_values(layer: Any) -> tuple[str, dict[str, np.ndarray]]:
     from tfedge.engines import tfmot
 
     if tfmot.is_clustered_wrapper(layer):
         weights = tfmot.clustered_weights(layer)
         places = layer.position_original_weights.items()
-        return {name: weights[place] for place, name in sorted(places)}
+        return layer.layer.name, {name: weights[place] for place, name in sorted(places)}
     if tfmot.is_quantized_wrapper(layer):
-        return tfmot.rounded_weights(layer)
-    return _plain_values(layer)
+        return layer.layer.name, tfmot.rounded_weights(layer)
+    return layer.name, _plain_values(layer)
 
 
 def _plain_values(layer: Any) -> dict[str, np.ndarray]:

@@ -16,6 +16,10 @@ from tfedge.stages._base import AbstractTrainedStage, Context
 from tfedge.stages._fit import measured
 
 CALIBRATION_BATCH = 32
+NOT_HELD = (
+    "Clusters are kept of layers that are quantised; in tf_keras of Conv2D and of Dense that no "
+    "batch normalisation follows. They are not kept of"
+)
 
 # What `prepare` found out, for `finish`. A model loaded from a file is looked at anew.
 _PREPARED: "weakref.WeakKeyDictionary[Any, StageReport]" = weakref.WeakKeyDictionary()
@@ -215,10 +219,7 @@ def _not_kept(model: Any, prepared: Any) -> tuple[str, ...]:
         return ("No kernel of the model is clustered: there are no clusters to keep.",)
     if not lost:
         return ()
-    return (
-        f"The clusters of {', '.join(lost)} are not kept: the layers stay float or per channel, or "
-        "TFMOT's scheme has no place for them.",
-    )
+    return (f"{NOT_HELD} {', '.join(lost)}.",)
 
 
 def _calibrate(model: Any, batches: Iterable[Any]) -> None:

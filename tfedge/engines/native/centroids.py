@@ -216,24 +216,31 @@ def clustered(
         [0.0, 1.0, 1.0]
     """
     weights, centroids = tf.convert_to_tensor(weights), tf.convert_to_tensor(centroids)
-    order = tf.argsort(centroids, stable=True)
-    table = tf.gather(centroids, order, batch_dims=len(centroids.shape) - 1)
-    places = _places(tf.stop_gradient(weights), tf.stop_gradient(table), axis)
-    size = int(np.prod(tuple(centroids.shape)))
+    rows = len(centroids.shape) - 1
+    order = tf.argsort(tf.stop_gradient(centroids), stable=True)
+    table = tf.gather(tf.stop_gradient(centroids), order, batch_dims=rows)
+    places = _places(tf.stop_gradient(weights), table, axis)
 
     @tf.custom_gradient
-    def chosen(weights: Any, table: Any) -> Any:
+    def chosen(weights: Any, centroids: Any) -> Any:
         def gradient(upstream: Any) -> tuple[Any, Any]:
-            flat = tf.reshape(places, [-1])
-            total = tf.math.unsorted_segment_sum(tf.reshape(upstream, [-1]), flat, size)
+            total = _sums(upstream, places, table.shape)
             if aggregation == "avg":
-                ones = tf.ones_like(flat, total.dtype)
-                total = tf.math.divide_no_nan(total, tf.math.unsorted_segment_sum(ones, flat, size))
-            return upstream, tf.reshape(total, table.shape)
+                total = tf.math.divide_no_nan(
+                    total, _sums(tf.ones_like(upstream), places, table.shape)
+                )
+            return upstream, tf.gather(total, tf.argsort(order), batch_dims=rows)
 
         return tf.gather(tf.reshape(table, [-1]), places), gradient
 
-    return chosen(weights, table)
+    return chosen(weights, centroids)
+
+
+def _sums(values: Any, places: Any, shape: Any) -> Any:
+    """The sums of the values of each place in a flattened tensor of a shape, in that shape."""
+    size = int(np.prod(tuple(shape)))
+    flat = tf.reshape(values, [-1])
+    return tf.reshape(tf.math.unsorted_segment_sum(flat, tf.reshape(places, [-1]), size), shape)
 
 
 def _places(weights: Any, table: Any, axis: int | None) -> Any:
