@@ -63,7 +63,7 @@ def trained(digits):
     return models
 
 
-def fitted(stage, model, digits, steps=12):
+def fitted(stage, model, digits, steps=8):
     x, y = digits
     prepared = stage.prepare(model)
     rows = slice(0, 32 * steps)
@@ -96,7 +96,9 @@ def test_sparsity_preserving_clustering(kind, trained, digits):
 
 
 @pytest.mark.parametrize("kind", KERASES)
-@pytest.mark.parametrize("technique", ["PQAT", "CQAT", "PCQAT"])
+@pytest.mark.parametrize(
+    "technique", ["PCQAT", *(pytest.param(one, marks=pytest.mark.slow) for one in ("PQAT", "CQAT"))]
+)
 def test_zeros_and_values_are_in_the_file(kind, technique, trained, digits):
     model, x = trained[kind], digits[0]
     if "P" in technique:
@@ -188,7 +190,6 @@ def test_preparing_changes_outputs_by_rounding_only(trained, digits):
 
 
 BODIES = {
-    "conv1d": ((16, 4), lambda: [layers.Conv1D(8, 3)]),
     "conv1d_bn": ((16, 4), lambda: [layers.Conv1D(8, 3), layers.BatchNormalization()]),
     "transpose_bn": (
         (6, 6, 4),
