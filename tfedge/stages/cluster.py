@@ -35,6 +35,9 @@ class Cluster(Clustering, AbstractTrainedStage):
     clustered at once. Biases, normalisation and, unless they are named, depthwise kernels are left
     alone.
 
+    Train with a small learning rate, such as Adam's at 1e-4: the gradients of many weights add up
+    in a centroid. `gradient_aggregation="avg"` takes larger ones.
+
     Args:
         number_of_clusters: Distinct values that a kernel may have, from 2.
         initialization: Of the centroids: `"linear"`, evenly spaced over the weights; `"random"`;
