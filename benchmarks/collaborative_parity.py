@@ -10,9 +10,9 @@ Each seed trains one network of some 20,000 parameters; its weights go to
   `Default8BitClusterPreserveQuantizeScheme`, without tfedge.
 
 All see the same batches in the same order with the same optimizer. Techniques that quantize start
-from one pruned (80 %), clustered (16) or pruned and clustered model, made at once, so that they
-begin with the same weights. What is compared is the test accuracy: of the clustered model, and of
-the int8 file. Of the files, zeros and distinct values per kernel are shown. Results are kept in
+from one model that tfedge pruned (80 %) and trained on, clustered at once (16), or both, so that
+all begin with the same weights. What is compared is the test accuracy: of the clustered model, and
+of the int8 file. Of the files, zeros and distinct values per kernel are shown. Results are kept in
 `--folder` one by one; a run that was stopped goes on.
 
 Exit code 1 when a claim fails: mean difference to TFMOT at most 0.5 point or two standard errors;
@@ -38,6 +38,7 @@ import tf_keras  # noqa: E402
 from engine_parity import network  # noqa: E402
 
 import tfedge  # noqa: E402
+from tfedge.callbacks import KeepZeros  # noqa: E402
 from tfedge.data import load_dataset  # noqa: E402
 from tfedge.engines.distinct import kernel_values  # noqa: E402
 from tfedge.engines.tfmot._library import internals, tfmot  # noqa: E402
@@ -152,16 +153,16 @@ def measure(arguments: Any, data: Any, technique: str, engine: str, seed: int) -
     x, y = batches(data, seed + 100, arguments.steps)
     run = {"native": through_tfedge, "tfedge": through_tfedge, "TFMOT": through_tfmot}[engine]
     keras.utils.set_random_seed(seed)
-    trained, ms_per_step = run(technique, model, x, y)
+    result, ms_per_step = run(technique, model, x, y)
     row: dict[str, Any] = {"ms_per_step": ms_per_step}
     if technique == "cluster":
-        kernels = [values for _, values in kernel_values(trained)]
+        kernels = [values for _, values in kernel_values(result)]
         return row | {
-            "accuracy": accuracy(lambda x: trained.predict(x, batch_size=500, verbose=0), data),
+            "accuracy": accuracy(lambda x: result.predict(x, batch_size=500, verbose=0), data),
             "sparsity": float(np.mean([v == 0 for k in kernels for v in k.ravel()])),
             "values": [len(np.unique(kernel)) for kernel in kernels],
         }
-    file = tfedge.convert(trained)[0] if engine != "TFMOT" else tfmots_file(trained)
+    file = tfedge.convert(result)[0] if engine != "TFMOT" else tfmots_file(result)
     kernels = [weight for weight in inspect_model(file).weights if weight.is_kernel]
     with open_model(file) as runner:
         score = accuracy(runner.predict, data)
@@ -173,29 +174,30 @@ def measure(arguments: Any, data: Any, technique: str, engine: str, seed: int) -
 
 
 def started_from(folder: Path, data: Any, technique: str, engine: str, seed: int) -> Any:
-    """The trained network of a seed, pruned and clustered at once as the technique needs it."""
+    """The trained network of a seed, pruned and clustered as the technique needs it."""
     keras.utils.set_random_seed(seed)
-    built = {"native": network(keras), "other": network(tf_keras)}
-    path = folder / f"start-{seed}.npz"
-    base = built["native"]
-    if path.is_file():
-        with np.load(path) as stored:
-            base.set_weights([stored[name] for name in stored.files])
-    else:
-        base.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
-        x, y = batches(data, seed, PRETRAINING)
-        base.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
-        np.savez(path, *base.get_weights())
-    if "P" in technique[:2]:
+    base = network(keras)
+    trained(base, folder / f"start-{seed}.npz", data, seed, [])
+    if technique.startswith("P"):
         base = tfedge.Prune(sparsity=SPARSITY, one_shot=True).apply(base)[0]
+        trained(base, folder / f"pruned-{seed}.npz", data, seed + 50, [KeepZeros()])
     if "CQAT" in technique:
         base = Cluster(number_of_clusters=CLUSTERS, one_shot=True).apply(base)[0]
-    model = base
-    if engine != "native":
-        model = built["other"]
-        for layer in base.layers:
-            model.get_layer(layer.name).set_weights(layer.get_weights())
+    model = base if engine == "native" else network(tf_keras)
+    for layer in base.layers:
+        model.get_layer(layer.name).set_weights(layer.get_weights())
     return compiled(KERASES[engine], model)
+
+
+def trained(model: Any, path: Path, data: Any, seed: int, callbacks: list[Any]) -> None:
+    """Train a Keras 3 model, or set the weights of when that was done before."""
+    if path.is_file():
+        with np.load(path) as stored:
+            model.set_weights([stored[name] for name in stored.files])
+        return
+    model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
+    fit(model, *batches(data, seed, PRETRAINING), callbacks)
+    np.savez(path, *model.get_weights())
 
 
 def compiled(k: Any, model: Any) -> Any:

@@ -210,9 +210,9 @@ def test_a_clustered_kernel_is_told_from_a_pruned_one(weights, expected):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"initialization": "linear"},
-        {"initialization": "density", "per_channel": True},
-        {"initialization": "kmeans++", "gradient_aggregation": "avg"},
+        pytest.param({"initialization": "linear"}, marks=pytest.mark.slow),
+        {"initialization": "density", "per_channel": True, "gradient_aggregation": "avg"},
+        pytest.param({"initialization": "kmeans++"}, marks=pytest.mark.slow),
         {"initialization": "linear", "keep_sparsity": True},
     ],
     ids=str,
@@ -251,7 +251,7 @@ def test_training_leads_to_tfmots_clusters(settings):
 
 @pytest.mark.parametrize("kind", KERASES)
 @pytest.mark.parametrize("one_shot", [False, True])
-@pytest.mark.parametrize("name", ["dense", "nested"])
+@pytest.mark.parametrize("name", [pytest.param("dense", marks=pytest.mark.slow), "nested"])
 def test_no_kernel_has_more_values_than_asked(kind, one_shot, name):
     model = compiled(name, KERASES[kind])
     before = weights_of(model)
@@ -278,7 +278,7 @@ def test_with_as_many_clusters_as_values_nothing_changes(kind, one_shot):
     )
 
 
-@pytest.mark.parametrize("kind", KERASES)
+@pytest.mark.parametrize("kind", ["keras", pytest.param("tf_keras", marks=pytest.mark.slow)])
 def test_a_prepared_model_computes_as_the_finished_one(kind):
     model = compiled("shared_layer", KERASES[kind])
     x, y = inputs_of(model, 16), labels_of(16)
@@ -338,22 +338,22 @@ def test_layers_are_chosen_and_get_numbers_of_their_own():
 
 def test_depthwise_kernels_are_left_alone_unless_named():
     model = compiled("depthwise")
-    _, report = Cluster().apply(model, context_of(model))
+    _, report = Cluster(one_shot=True).apply(model)
     reasons = {row.layer: row.reason for row in report.skipped}
     assert "only where they are named" in reasons["depthwise"]
-    named, report = Cluster(per_layer={"depthwise": 4}).apply(model, context_of(model))
-    assert unique_values(named)["depthwise"] in (3, 4)
+    prepared = Cluster(per_layer={"depthwise": 4}).prepare(model)
+    assert unique_values(prepared)["depthwise"] in (3, 4)
 
 
 def test_frozen_layers_are_left_alone_while_training_only():
     model = compiled("frozen_backbone")
-    _, report = Cluster(number_of_clusters=4).apply(model, context_of(model))
+    _, report = Cluster().finish(Cluster().prepare(model))
     assert report.changed == ("classes",)
     _, report = Cluster(number_of_clusters=4, one_shot=True).apply(model)
     assert report.changed == ("conv_1", "conv_2", "classes")
 
 
-@pytest.mark.parametrize("kind", KERASES)
+@pytest.mark.parametrize("kind", ["keras", pytest.param("tf_keras", marks=pytest.mark.slow)])
 def test_recurrent_kernels_are_clustered(kind):
     k = KERASES[kind]
     k.utils.set_random_seed(0)
@@ -393,7 +393,7 @@ def test_a_saved_model_in_training_goes_on_in_a_fresh_process(tmp_path):
 
 # Keras does without XLA in a process whose operations an earlier run made deterministic, and warns.
 @pytest.mark.filterwarnings("ignore:Model doesn't support `jit_compile=True`:UserWarning")
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("jit", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_clusters_train_in_mixed_precision_and_under_xla(jit):
     keras.config.set_dtype_policy("mixed_float16")
     try:
@@ -512,7 +512,7 @@ def test_two_clusters_cannot_keep_zeros():
 
 def test_what_tfmot_cannot_cluster_is_reported_and_refused_by_name():
     model = compiled("depthwise", tf_keras)
-    _, report = Cluster().apply(model, context_of(model))
+    _, report = Cluster().finish(Cluster().prepare(model))
     reasons = {row.layer: row.reason for row in report.skipped}
     assert "depthwise" in reasons["depthwise"]
     with pytest.raises(SettingsError, match="'depthwise' cannot be clustered: TFMOT"):

@@ -149,7 +149,7 @@ def test_the_file_of_kept_clusters_is_exactly_the_fake_quantised_model(trained, 
     assert np.mean(steps != 0) < 0.002
 
 
-@pytest.mark.parametrize("kind", KERASES)
+@pytest.mark.parametrize("kind", ["tf_keras", pytest.param("keras", marks=pytest.mark.slow)])
 def test_a_model_that_keeps_clusters_goes_on_after_saving(kind, trained, digits, tmp_path):
     model, _ = Prune(sparsity=SPARSITY, one_shot=True).apply(trained[kind])
     model, _ = Cluster(number_of_clusters=CLUSTERS, one_shot=True).apply(model)
@@ -201,7 +201,14 @@ BODIES = {
 }
 
 
-@pytest.mark.parametrize(("shape", "make"), BODIES.values(), ids=BODIES)
+@pytest.mark.parametrize(
+    ("shape", "make"),
+    [
+        pytest.param(*b, marks=[pytest.mark.slow] if "2" in n or "trans" in n else [])
+        for n, b in BODIES.items()
+    ],
+    ids=BODIES,
+)
 def test_every_kind_of_kernel_keeps_its_values_in_the_file(shape, make):
     keras.utils.set_random_seed(0)
     x = inputs = keras.Input(shape)
@@ -234,12 +241,12 @@ def test_every_kind_of_kernel_keeps_its_values_in_the_file(shape, make):
 
 
 def test_a_kernel_clustered_per_channel_keeps_its_values_per_channel(digits):
-    inputs = keras.Input((6, 6, 32))
+    inputs = keras.Input((6, 6, 16))
     model = keras.Model(inputs, layers.Conv2D(160, 3, name="conv")(inputs))
     clustered, _ = Cluster(number_of_clusters=8, per_channel=True, one_shot=True).apply(model)
     assert unique_values(clustered)["conv"] > 1024
     aware, _ = prepare_quantization(clustered, keep_clusters=True)
-    calibrate(aware, [np.random.default_rng(0).normal(size=(16, 6, 6, 32)).astype("float32")])
+    calibrate(aware, [np.random.default_rng(0).normal(size=(16, 6, 6, 16)).astype("float32")])
     rounded = aware.get_layer("conv").effective_weights()["kernel"].numpy()
     assert max(len(np.unique(channel)) for channel in np.moveaxis(rounded, -1, 0)) <= 8
     convert(aware)
