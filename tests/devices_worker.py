@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from tfedge import Context, Data, Prune, Quantize, Split, convert
+from tfedge import Cluster, Context, Data, Prune, Quantize, Split, convert
 from tfedge.errors import UnsupportedModelError
 from tfedge.stages.finetune import FineTune
 
@@ -32,6 +32,7 @@ def strategy_of(way):
 def stages():
     return {
         "prune": Prune(sparsity=0.5, end=0.5, frequency=1),
+        "cluster": Cluster(number_of_clusters=8),
         "quantize": Quantize(keep_sparsity=True),
         "finetune": FineTune(epochs=2, batch_size=16, learning_rate=0.1),
     }

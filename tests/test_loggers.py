@@ -10,6 +10,7 @@ from models import ZOO, inputs_of, labels_of
 
 import tfedge
 from tfedge.callbacks import (
+    ClusterLogger,
     Progress,
     QuantizationRangeLogger,
     SparsityLogger,
@@ -45,6 +46,14 @@ def test_the_share_of_zeros_is_logged_while_pruning_raises_it(k, tmp_path):
     names = {name for name in logger.history[-1] if name != "sparsity"}
     assert len(names) == 3 and all(name.startswith("sparsity/") for name in names)
     assert scalars(tmp_path, "sparsity") == pytest.approx(history["sparsity"])
+
+
+@BOTH
+def test_the_number_of_distinct_values_is_logged(k):
+    logger = ClusterLogger()
+    history = fit(tfedge.Cluster(number_of_clusters=4).prepare(dense(k)), logger)
+    assert history["most_unique_values"] == [4.0, 4.0]
+    assert set(logger.history[-1].values()) == {4.0} and len(logger.history[-1]) == 3
 
 
 def scalars(folder, tag):

@@ -40,6 +40,7 @@ Importing `tfedge` loads no TensorFlow; the names that need it load it when they
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from tfedge.analyze import analyze
 from tfedge.benchmark import benchmark
 from tfedge.convert import convert
 from tfedge.errors import (
@@ -69,14 +70,17 @@ if TYPE_CHECKING:
     from tfedge.models import copy_model, keras_of, load_model, save_model, to_keras3
     from tfedge.stages._base import Context
     from tfedge.stages._fit import make_fit
+    from tfedge.stages.cluster import Cluster
     from tfedge.stages.finetune import FineTune
     from tfedge.stages.prune import Prune
     from tfedge.stages.quantize import LayerRule, Quantize
+    from tfedge.stages.rewrite import Rewrite
 
 __version__ = "0.1.0"
 
 # Where the names live that are loaded when they are first used.
 _LAZY = {
+    "Cluster": "tfedge.stages.cluster",
     "Context": "tfedge.stages._base",
     "Data": "tfedge.data",
     "FineTune": "tfedge.stages.finetune",
@@ -85,6 +89,7 @@ _LAZY = {
     "Prune": "tfedge.stages.prune",
     "PruneWhileTraining": "tfedge.callbacks",
     "Quantize": "tfedge.stages.quantize",
+    "Rewrite": "tfedge.stages.rewrite",
     "Split": "tfedge.data",
     "copy_model": "tfedge.models",
     "keras_of": "tfedge.models",
@@ -97,6 +102,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "Cluster",
     "Context",
     "ConversionError",
     "Data",
@@ -113,6 +119,7 @@ __all__ = [
     "Prune",
     "PruneWhileTraining",
     "Quantize",
+    "Rewrite",
     "SettingsError",
     "Split",
     "TfedgeError",
@@ -121,6 +128,7 @@ __all__ = [
     "UnsafeModelError",
     "UnsupportedModelError",
     "VerificationError",
+    "analyze",
     "benchmark",
     "convert",
     "copy_model",

@@ -139,6 +139,8 @@ def convert(
             "Nothing was quantised: in this mode the converter leaves kernels of fewer than 1,024 "
             "values as they are."
         )
+    if aware:
+        _check_kept(model, inspection, notes)
     verification = _verified(model, data, mode, samples)
     return data, ConversionReport(
         mode=mode,
@@ -151,6 +153,21 @@ def convert(
         seconds=time.perf_counter() - started,
         notes=tuple(notes),
     )
+
+
+def _check_kept(model: Any, inspection: InspectionReport, notes: list[str]) -> None:
+    """Check that the zeros and clusters that a fake-quantised model keeps are in its file."""
+    from tfedge.engines.kept import doubled, kept_kernels, lost_in_file
+
+    kept = kept_kernels(model)
+    missing = lost_in_file(kept, inspection.weights)
+    if missing:
+        raise ConversionError(
+            f"The file of `{model.name}` lost what `Quantize` kept: {missing}. That is the "
+            "converter's doing: please report it with the model, or keep the layer float with "
+            "`keep_float`."
+        )
+    notes.extend(doubled(kept))
 
 
 def _io_types(mode: str, input_type: str | None, output_type: str | None) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
     check_sound(data)       raises `FileFormatError` unless the file is sound
     inspect_model(path)     operators, element types, sizes, zeros, what stays float
+    unique_values(path)     how many distinct values each kernel stores
     read_model(path)        the file as LiteRT's FlatBuffer objects, for those who edit it
 
 Nothing here loads TensorFlow or runs native code of LiteRT.
@@ -20,6 +21,7 @@ from tfedge.inspection.report import (
     count_macs,
     inspect_model,
     load_bytes,
+    unique_values,
 )
 from tfedge.inspection.soundness import check_sound
 
@@ -34,6 +36,7 @@ __all__ = [
     "inspect_model",
     "load_bytes",
     "read_model",
+    "unique_values",
 ]
 
 

@@ -231,6 +231,25 @@ def inspect_model(model: bytes | str | os.PathLike[str]) -> InspectionReport:
     )
 
 
+def unique_values(model: bytes | str | os.PathLike[str]) -> dict[str, int]:
+    """How many distinct values each kernel of a `.tflite` file stores.
+
+    Args:
+        model: Path of the file, or its content.
+
+    Returns:
+        Name of each kernel's tensor to the number; tensors of one name go by the larger one.
+
+    Raises:
+        FileFormatError: There is no such file, or it is not sound.
+    """
+    found: dict[str, int] = {}
+    for weight in inspect_model(model).weights:
+        if weight.is_kernel:
+            found[weight.name] = max(found.get(weight.name, 0), weight.distinct)
+    return found
+
+
 def _operator_facts(fields: Fields, buffers: list[np.ndarray]) -> dict[str, Any]:
     """The fields of `InspectionReport` that are gathered operator by operator."""
     operators: list[OperatorRecord] = []

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from tfedge.engines.native.kernels import pruned_kernels
+from tfedge.engines.native.kernels import Kernel, pruned_kernels
 from tfedge.models import check_finite, check_strategy, copy_model, keras_of, layers_of
 from tfedge.report import Skipped, StageReport
 from tfedge.stages._base import AbstractTrainedStage, Context
@@ -28,6 +28,8 @@ class FineTune(AbstractTrainedStage):
         batch_size: Samples per step.
         keep_zeros: Weights of pruned kernels that are zero stay zero. A kernel counts as pruned
             that has both zeros and other values.
+        keep_clusters: Weights of clustered kernels that are equal stay equal. A kernel counts as
+            clustered that has at most half as many distinct values as weights, zeros aside.
 
     Raises:
         SettingsError: A setting is out of range.
@@ -43,6 +45,7 @@ class FineTune(AbstractTrainedStage):
     learning_rate: float | None = None
     batch_size: int = 32
     keep_zeros: bool = True
+    keep_clusters: bool = True
 
     def __post_init__(self) -> None:
         check_count(self.epochs, "FineTune.epochs")
@@ -57,12 +60,12 @@ class FineTune(AbstractTrainedStage):
         return copy_model(model)
 
     def callbacks(self) -> list[Any]:
-        """What holds the zeros of a pruned model, of the Keras that `prepare` was given last."""
-        if not self.keep_zeros:
-            return []
-        from tfedge.callbacks import keep_zeros
+        """What holds zeros and clusters of a model, of the Keras that `prepare` was given last."""
+        from tfedge.callbacks import keep_clusters, keep_zeros
 
-        return [keep_zeros(last_keras(self))]
+        keras = last_keras(self)
+        holders = [keep_clusters(keras)] if self.keep_clusters else []
+        return [*holders, keep_zeros(keras)] if self.keep_zeros else holders
 
     def finish(self, trained: Any) -> tuple[Any, StageReport]:
         """Report on a trained model.
@@ -104,7 +107,7 @@ class FineTune(AbstractTrainedStage):
         """
         context = self._check_context(context)
         prepared = self.prepare(model)
-        held = pruned_kernels(prepared) if self.keep_zeros else []
+        held = self._held(prepared)
         fit = make_fit(
             context.data,  # type: ignore[arg-type]  # `needs` holds it
             epochs=self.epochs,
@@ -117,6 +120,18 @@ class FineTune(AbstractTrainedStage):
         trained, report = self.finish(prepared)
         metrics = {**report.metrics, "loss": float(history.history["loss"][-1])}
         metrics |= before | measured(trained, context, "trained")
-        names = tuple(dict.fromkeys(kernel.layer.name for kernel in held))
-        notes = (f"The zeros of {', '.join(names)} were kept.",) if names else ()
+        notes = tuple(
+            f"The {what} of {', '.join(dict.fromkeys(k.layer.name for k in kernels))} were kept."
+            for what, kernels in held.items()
+            if kernels
+        )
         return trained, dataclasses.replace(report, metrics=metrics, notes=notes)
+
+    def _held(self, model: Any) -> dict[str, list[Kernel]]:
+        """What of the model is held, to the kernels that have it."""
+        from tfedge.engines.native.cluster_keeping import clustered_kernels
+
+        return {
+            "zeros": pruned_kernels(model) if self.keep_zeros else [],
+            "clusters": clustered_kernels(model) if self.keep_clusters else [],
+        }

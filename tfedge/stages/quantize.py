@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from tfedge.data import check_calibration
 from tfedge.engines.native.place import LayerRule as LayerRule
 from tfedge.engines.native.place import Placement
-from tfedge.errors import SettingsError, UnsupportedModelError, did_you_mean
+from tfedge.errors import SettingsError, TrainingError, UnsupportedModelError, did_you_mean
 from tfedge.models import (
     check_finite,
     check_rebuildable,
@@ -23,6 +23,10 @@ from tfedge.stages._base import AbstractTrainedStage, Context
 from tfedge.stages._fit import measured
 
 CALIBRATION_BATCH = 32
+NOT_HELD = (
+    "Clusters are kept of layers that are quantised; in tf_keras of Conv2D and of Dense that no "
+    "batch normalisation follows. They are not kept of"
+)
 
 # What `prepare` found out, for `finish`. A model loaded from a file is looked at anew.
 _PREPARED: "weakref.WeakKeyDictionary[Any, StageReport]" = weakref.WeakKeyDictionary()
@@ -39,6 +43,10 @@ class Quantize(AbstractTrainedStage):
     Args:
         keep_float: Names of layers, or of layer classes, whose operators stay float. Default: none.
         keep_sparsity: Weights that are zero stay zero: for a model that was pruned. Default: False.
+        keep_clusters: Kernels keep as few distinct values as they have, in the int8 file too: for a
+            model that was clustered. Their centroids train on, and their integers have one scale,
+            times the factor of a folded batch normalisation. A kernel counts as clustered that has
+            at most half as many distinct values as weights, zeros aside. Default: False.
         rules: Class of an own layer to its `LayerRule`. Default: none.
         calibrate: Whether `apply` sets the ranges from calibration data before it trains, where
             there are such data. Default: True.
@@ -55,6 +63,7 @@ class Quantize(AbstractTrainedStage):
 
     keep_float: tuple[str, ...] = ()
     keep_sparsity: bool = False
+    keep_clusters: bool = False
     rules: Mapping[type, LayerRule] = field(default_factory=dict)
     calibrate: bool = True
 
@@ -89,6 +98,8 @@ class Quantize(AbstractTrainedStage):
         names = tuple(_chosen(model, self.keep_float))
         native = keras_of(model) == "keras"
         prepared, report = (self._native if native else self._tfmot)(model, names)
+        if self.keep_clusters:
+            report = dataclasses.replace(report, notes=_not_kept(model, prepared))
         compile_like(prepared, model)
         _PREPARED[prepared] = report
         return prepared
@@ -105,6 +116,7 @@ class Quantize(AbstractTrainedStage):
 
         Raises:
             UnsupportedModelError: The model does not come from `prepare`.
+            TrainingError: Zeros or clusters that were to be kept are not there.
         """
         check_finite(trained)
         report = _PREPARED.get(trained)
@@ -112,7 +124,8 @@ class Quantize(AbstractTrainedStage):
             from tfedge.engines.native.settle import settle
 
             settle(trained)
-        return trained, _looked_up(trained) if report is None else report
+        report = _looked_up(trained) if report is None else report
+        return trained, _with_metrics(report, _check_kept(trained))
 
     def apply(self, model: Any, context: Context | None = None) -> tuple[Any, StageReport]:
         """Prepare, calibrate, train and report.
@@ -149,7 +162,11 @@ class Quantize(AbstractTrainedStage):
         from tfedge.engines.native.quantize import prepare_quantization
 
         prepared, placement = prepare_quantization(
-            model, keep_float=keep_float, keep_sparsity=self.keep_sparsity, rules=self.rules
+            model,
+            keep_float=keep_float,
+            keep_sparsity=self.keep_sparsity,
+            keep_clusters=self.keep_clusters,
+            rules=self.rules,
         )
         changed, skipped = _sorted_out([layer.name for layer in layers_of(model)], placement)
         return prepared, StageReport(
@@ -166,13 +183,51 @@ class Quantize(AbstractTrainedStage):
         from tfedge.engines import tfmot
 
         prepared, skipped = tfmot.prepare_quantization(
-            model, keep_float=keep_float, keep_sparsity=self.keep_sparsity, rules=self.rules
+            model,
+            keep_float=keep_float,
+            keep_sparsity=self.keep_sparsity,
+            keep_clusters=self.keep_clusters,
+            rules=self.rules,
         )
         left = {row.layer for row in skipped}
         changed = tuple(layer.name for layer in layers_of(model) if layer.name not in left)
         return prepared, StageReport(
             stage=self.name, engine="tfmot", changed=changed, skipped=tuple(skipped)
         )
+
+
+def _check_kept(trained: Any) -> dict[str, Any]:
+    """Check zeros and clusters that were to be kept; figures on them."""
+    from tfedge.engines.kept import kept_kernels, lost_in_model
+
+    kept = kept_kernels(trained)
+    missing = lost_in_model(kept)
+    if missing:
+        raise TrainingError(
+            f"The model lost what `Quantize` was to keep: {missing}. Weights loaded after "
+            "`prepare`, from a model of other zeros or clusters, do that."
+        )
+    if not kept:
+        return {}
+    zeros, size = sum(row.now_zeros for row in kept), sum(row.size for row in kept)
+    values = {row.layer: row.distinct for row in kept if row.clusters is not None}
+    clusters = {"unique_values_per_layer": values} if values else {}
+    return {"kept_sparsity": zeros / size, **clusters}
+
+
+def _not_kept(model: Any, prepared: Any) -> tuple[str, ...]:
+    """A sentence on clustered kernels whose clusters cannot be kept."""
+    from tfedge.engines.kept import kept_kernels
+    from tfedge.engines.native.cluster_keeping import clustered_kernels
+
+    names = dict.fromkeys(kernel.layer.name for kernel in clustered_kernels(model))
+    kept = {row.layer for row in kept_kernels(prepared) if row.clusters is not None}
+    lost = [name for name in names if name not in kept]
+    if not names:
+        return ("No kernel of the model is clustered: there are no clusters to keep.",)
+    if not lost:
+        return ()
+    return (f"{NOT_HELD} {', '.join(lost)}.",)
 
 
 def _calibrate(model: Any, batches: Iterable[Any]) -> None:

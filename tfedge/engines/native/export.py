@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from tfedge.engines.native.cluster_keeping import FixedScales, held_scales, is_held
 from tfedge.engines.native.fake_quant import (
     FakeQuantize,
     QuantizedWeights,
@@ -204,11 +205,15 @@ def baked(wrapper: QuantizedWeights, batch_norm: Any) -> Any:
         name: ops.convert_to_numpy(value) for name, value in wrapper.effective_weights().items()
     }
     if batch_norm is not None:
-        return with_batch_norm(wrapper.layer, batch_norm, rounded)
-    layer = float32(wrapper.layer)
-    for name, value in rounded.items():
-        getattr(layer, name).assign(value)
-    return layer
+        layer = with_batch_norm(wrapper.layer, batch_norm, rounded)
+    else:
+        layer = float32(wrapper.layer)
+        for name, value in rounded.items():
+            getattr(layer, name).assign(value)
+    if not is_held(wrapper):
+        return layer
+    factors = 1 if batch_norm is None else ops.convert_to_numpy(folded_scale(batch_norm))
+    return FixedScales(layer, held_scales(wrapper, factors))
 
 
 def with_batch_norm(layer: Any, batch_norm: Any, weights: dict[str, np.ndarray]) -> Any:

@@ -14,6 +14,8 @@ import tensorflow as tf
 from keras import ops
 from keras.saving import deserialize_keras_object, serialize_keras_object
 
+from tfedge.engines.native.cluster_keeping import Hold, make_sets
+
 EMA_DECAY = 0.999  # TFMOT's MovingAverageQuantizer
 OUTLIERS = 5e-5  # fraction of a calibration batch that may lie outside the range, at each end
 
@@ -203,6 +205,8 @@ class QuantizedWeights(keras.layers.Layer):
         batch_norm: A BatchNormalization that takes the output of `layer` and will be folded into
             it. Its per-channel scale is applied before rounding and undone after, so that the
             *folded* kernel has one scale.
+        clusters: Attribute of the layer to the `Hold` of its clusters, which stay: the weight gets
+            trained centroids and, where these serve all of it, one scale.
     """
 
     def __init__(
@@ -213,6 +217,7 @@ class QuantizedWeights(keras.layers.Layer):
         bits: int = 8,
         keep_sparsity: bool = False,
         batch_norm: Any = None,
+        clusters: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("name", layer.name)
@@ -226,6 +231,9 @@ class QuantizedWeights(keras.layers.Layer):
         )
         self.bits = bits
         self.keep_sparsity = keep_sparsity
+        self.holds = {
+            name: Hold(tuple(shape), axis) for name, (shape, axis) in (clusters or {}).items()
+        }
         self.supports_masking = layer.supports_masking
         self._takes_training = "training" in _call_parameters(layer)
 
@@ -248,6 +256,7 @@ class QuantizedWeights(keras.layers.Layer):
             )
             mask.assign(ops.not_equal(value, 0))
             self.masks.append(mask)
+        self.sets = make_sets(self, self.layer, self.holds, keep_zero=self.keep_sparsity)
 
     def effective_weights(self) -> dict[str, Any]:
         """Attribute name to the masked, rounded tensor that the layer computes with."""
@@ -260,6 +269,9 @@ class QuantizedWeights(keras.layers.Layer):
         value = ops.convert_to_tensor(getattr(self.layer, spec.name))
         if mask is not None:
             value = value * ops.cast(mask, value.dtype)
+        if spec.name in self.sets:
+            value = self.sets[spec.name](value)
+            return WeightSpec(spec.name, self.holds[spec.name].axis).fake_quant(value, self.bits)
         if self.batch_norm is None:
             return spec.fake_quant(value, self.bits)
         factor = ops.cast(ops.stop_gradient(folded_scale(self.batch_norm)), value.dtype)
@@ -295,6 +307,7 @@ class QuantizedWeights(keras.layers.Layer):
             "weights": {spec.name: spec.axis for spec in self.specs},
             "bits": self.bits,
             "keep_sparsity": self.keep_sparsity,
+            "clusters": {name: [list(h.shape), h.axis] for name, h in self.holds.items()},
             "batch_norm": serialize_keras_object(self.batch_norm) if self.batch_norm else None,
         }
 

@@ -161,6 +161,7 @@ def place(
     *,
     keep_float: Collection[str] = (),
     rules: Mapping[type, LayerRule] | None = None,
+    unfolded: Collection[str] = (),
 ) -> Placement:
     """Decide what is quantised.
 
@@ -168,20 +169,26 @@ def place(
         graph: A graph of simple layers, as `lower` builds it.
         keep_float: Names of calls whose operators stay float.
         rules: Class of an own layer to how it is quantised.
+        unfolded: Names of linear calls into which no batch normalisation is to be folded.
 
     Returns:
         The placement. Calls that nothing is known about get a range for their output, and a reason.
     """
-    return _Placer(graph, frozenset(keep_float), rules or {}).place()
+    return _Placer(graph, frozenset(keep_float), rules or {}, frozenset(unfolded)).place()
 
 
 class _Placer:
     def __init__(
-        self, graph: Graph, keep_float: frozenset[str], rules: Mapping[type, LayerRule]
+        self,
+        graph: Graph,
+        keep_float: frozenset[str],
+        rules: Mapping[type, LayerRule],
+        unfolded: frozenset[str],
     ) -> None:
         self.graph = graph
         self.keep_float = keep_float
         self.rules = rules
+        self.unfolded = unfolded
         self.readers = graph.consumers
 
     def place(self) -> Placement:
@@ -268,6 +275,8 @@ class _Placer:
         return None
 
     def _folded_batch_norm(self, call: Call) -> Call | None:
+        if call.name in self.unfolded:
+            return None
         reader = folded_batch_norm(self.graph, call)
         return None if reader is None or reader.name in self.keep_float else reader
 

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from tfedge.engines.native.batch_norm import FusedBatchNormalization
+from tfedge.engines.native.cluster_keeping import Hold, holds_of, keeps_fold
 from tfedge.engines.native.fake_quant import FakeQuantize, QuantizedWeights
 from tfedge.engines.native.graph import Call, Copies, Graph, build_model, read_graph
 from tfedge.engines.native.lower import lower
@@ -19,6 +20,7 @@ def prepare_quantization(
     *,
     keep_float: Collection[str] = (),
     keep_sparsity: bool = False,
+    keep_clusters: bool = False,
     rules: Mapping[type, LayerRule] | None = None,
 ) -> tuple[Any, Placement]:
     """An own copy of `model` with fake-quantised weights and activations.
@@ -27,6 +29,7 @@ def prepare_quantization(
         model: A built Functional or Sequential Keras 3 model.
         keep_float: Names of layers that stay float.
         keep_sparsity: Weights that are zero now stay zero while training.
+        keep_clusters: Kernels that are clustered now keep as many distinct values.
         rules: Class of an own layer to how it is quantised.
 
     Returns:
@@ -37,17 +40,41 @@ def prepare_quantization(
     """
     whole = frozenset(keep_float)
     simple = read_graph(lower(read_graph(model), keep=whole))
-    placement = place(simple, keep_float=whole, rules=rules)
-    return insert(simple, placement, keep_sparsity=keep_sparsity), placement
+    clusters = _clusters(simple, keep_float=whole, rules=rules) if keep_clusters else {}
+    unfolded = [
+        call.name
+        for call in simple.calls
+        if call.name in clusters and not keeps_fold(call.operation, clusters[call.name])
+    ]
+    placement = place(simple, keep_float=whole, rules=rules, unfolded=unfolded)
+    inserted = insert(simple, placement, keep_sparsity=keep_sparsity, clusters=clusters)
+    return inserted, placement
 
 
-def insert(graph: Graph, placement: Placement, *, keep_sparsity: bool) -> Any:
+def _clusters(
+    graph: Graph, *, keep_float: Collection[str], rules: Mapping[type, LayerRule] | None
+) -> dict[str, dict[str, Hold]]:
+    """Name of each call of a layer to the clusters that its weights have now."""
+    weights = place(graph, keep_float=keep_float, rules=rules).weights
+    operations = {call.name: call.operation for call in graph.calls if call.name in weights}
+    found = {name: holds_of(layer, weights[name]) for name, layer in operations.items()}
+    return {name: holds for name, holds in found.items() if holds}
+
+
+def insert(
+    graph: Graph,
+    placement: Placement,
+    *,
+    keep_sparsity: bool,
+    clusters: Mapping[str, Mapping[str, Hold]] | None = None,
+) -> Any:
     """Build the fake-quantised model that a placement describes.
 
     Args:
         graph: A graph of simple layers.
         placement: What to quantise in it.
         keep_sparsity: Weights that are zero now stay zero.
+        clusters: Name of a call to the clusters that its weights keep.
     """
     copies = Copies()
     wrappers: dict[str, Any] = {}
@@ -67,6 +94,10 @@ def insert(graph: Graph, placement: Placement, *, keep_sparsity: bool) -> Any:
                 weights=placement.weights[call.name],
                 keep_sparsity=keep_sparsity,
                 batch_norm=copy_of(calls[batch_norm]) if batch_norm else None,
+                clusters={
+                    name: (hold.shape, hold.axis)
+                    for name, hold in (clusters or {}).get(call.name, {}).items()
+                },
                 trainable=call.trainable,
             )
         return wrappers[call.name]

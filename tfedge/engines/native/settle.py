@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from tfedge.engines.native.cluster_keeping import held_scales, is_held
 from tfedge.engines.native.export import exact_ends, linear, over_channels
 from tfedge.engines.native.fake_quant import (
     FakeQuantize,
@@ -75,7 +76,9 @@ def _settle_bias(wrapper: QuantizedWeights, batch_norm: Any, range_: FakeQuantiz
         kernel = kernel * over_channels(layer, kernel, scale)
     bias = ops.convert_to_numpy(layer.bias).astype(np.float32) if layer.use_bias else np.float32(0)
     low, high = exact_ends(range_)
-    step = (high - low) / (2**range_.bits - 1) * weight_scales(layer, kernel, wrapper.bits)
+    held = is_held(wrapper)
+    steps = held_scales(wrapper, scale) if held else weight_scales(layer, kernel, wrapper.bits)
+    step = (high - low) / (2**range_.bits - 1) * steps
     bias = bias * scale + offset
     with np.errstate(divide="ignore", invalid="ignore"):
         missing = np.where(step > 0, np.rint(bias / step) * step - bias, 0)

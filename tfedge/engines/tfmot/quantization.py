@@ -23,6 +23,7 @@ def prepare_quantization(
     *,
     keep_float: Sequence[str] = (),
     keep_sparsity: bool = False,
+    keep_clusters: bool = False,
     rules: Mapping[type, Any] | None = None,
 ) -> tuple[Any, tuple[Skipped, ...]]:
     """An own copy of a tf_keras model that computes as its int8 file will.
@@ -34,6 +35,8 @@ def prepare_quantization(
         model: A built functional or Sequential tf_keras model. It is not changed.
         keep_float: Layer names or class names that stay float.
         keep_sparsity: Keep the zeros of the kernels at zero while the model trains.
+        keep_clusters: Keep the number of distinct values of clustered kernels of Conv2D and Dense,
+            but for a Dense before a batch normalisation, which the converter folds into it.
         rules: For layers of one's own, by class: a TFMOT `QuantizeConfig`, or a rule with
             `weights` (attribute to the axis of its scales, `None` for one scale), `activations`
             (whether the output is quantised) and `fixed_range` (its range, or `None`).
@@ -72,16 +75,18 @@ def prepare_quantization(
             raise UnsupportedModelError(
                 f"TFMOT could not rebuild `{model.name}` for quantization ({error}). {_NEXT_MOVE}"
             ) from error
-        quantized = _mended(quantized, Mending(frozen, lambdas, keep_sparsity))
+        keeping = _without_norm(graph) if keep_clusters else frozenset()
+        quantized = _mended(quantized, Mending(frozen, lambdas, keep_sparsity, keeping))
         return compile_like(quantized, model), placement.skipped
 
 
 def bake(model: Any) -> Any:
-    """A copy of a quantize-aware model whose dense layers before a batch normalisation are rounded.
+    """A copy of a quantize-aware model whose kernels are as the TFLite converter can read them.
 
-    The TFLite converter leaves these float otherwise: it folds the normalisation into the kernel,
-    and one scale for the whole kernel does not fit that. Rounded kernels without their fake
-    quantisation become integer, with one scale per unit.
+    Dense layers before a batch normalisation are rounded. The converter leaves these float
+    otherwise: it folds the normalisation into the kernel, and one scale for the whole kernel does
+    not fit that. Rounded kernels without their fake quantisation become integer, with one scale per
+    unit. Kernels with trained centroids become plain clustered ones.
 
     Args:
         model: A trained model of `prepare_quantization`. It is not changed.
@@ -89,7 +94,14 @@ def bake(model: Any) -> Any:
     Returns:
         The model to convert; `model` itself where no layer needs it. Not compiled.
     """
-    from tfedge.engines.tfmot.wrapping import is_wrapped, round_weights, without_weight_ranges
+    from tfedge.engines.tfmot.wrapping import (
+        is_wrapped,
+        keeps_clusters,
+        round_weights,
+        set_clustered_weights,
+        without_centroids,
+        without_weight_ranges,
+    )
 
     graph = read_graph(model)
     baked = {
@@ -101,19 +113,27 @@ def bake(model: Any) -> Any:
             for name in graph.consumers(flat.name)
         )
     }
-    if not baked:
+    held = {layer.name for layer in model.layers if keeps_clusters(layer)}
+    if not baked and not held:
         return model
     pairs: list[tuple[Any, Any]] = []
 
     def copied(layer: Any) -> Any:
-        made = without_weight_ranges(layer) if layer.name in baked else None
-        pairs.append((layer, made or type(layer).from_config(layer.get_config())))
+        if layer.name in held:
+            made = without_centroids(layer)
+        elif layer.name in baked:
+            made = without_weight_ranges(layer)
+        else:
+            made = type(layer).from_config(layer.get_config())
+        pairs.append((layer, made))
         return pairs[-1][1]
 
     with scope_of(model), own_classes(model), quantize_scope():
         result = tf_keras().models.clone_model(model, clone_function=copied)
     for old, new in pairs:
-        if old.name in baked:
+        if old.name in held:
+            set_clustered_weights(old, new)
+        elif old.name in baked:
             round_weights(old, new)
         else:
             new.set_weights(old.get_weights())
@@ -163,6 +183,46 @@ def is_quantize_aware(model: Any) -> bool:
     )
 
 
+def quantized_kernels(model: Any) -> list[Any]:
+    """The wrappers in a quantize-aware model that keep zeros or clusters."""
+    from tfedge.engines.tfmot.wrapping import QuantizeWrapperV2
+
+    own = [layer for layer in model.layers if isinstance(layer, QuantizeWrapperV2)]
+    return [layer for layer in own if layer.keep_zeros or layer.clusters]
+
+
+def kept_zeros(wrapper: Any, name: str) -> int:
+    """How many zeros of a weight in a wrapper are to stay, as they are in its float values."""
+    from tfedge.engines.tfmot.wrapping import inner_weights, short_name
+
+    if not wrapper.keep_zeros:
+        return 0
+    weights = [weight for weight in inner_weights(wrapper) if short_name(weight) == name]
+    return sum(int((weight.numpy() == 0).sum()) for weight in weights)
+
+
+def has_factors_below_zero(model: Any, wrapper: Any) -> bool:
+    """Whether a batch normalisation behind a wrapped layer multiplies by negatives or zero."""
+    from tfedge.engines.tfmot.wrapping import is_wrapped
+
+    graph = read_graph(model)
+    behind = [graph.layers[name].layer for name in graph.consumers(wrapper.name)]
+    norms = [layer.layer for layer in behind if is_wrapped(layer, "BatchNormalization")]
+    return any(norm.scale and bool((norm.gamma.numpy() <= 0).any()) for norm in norms)
+
+
+def rounded_weights(layer: Any) -> dict[str, Any]:
+    """Name of each quantised weight in a wrapper to its rounded values."""
+    from tfedge.engines.tfmot import wrapping
+
+    return wrapping.rounded_weights(layer)
+
+
+def is_quantized_wrapper(layer: Any) -> bool:
+    """Whether a tf_keras layer is one of TFMOT's quantization wrappers."""
+    return isinstance(layer, internals("quantization.keras.quantize_wrapper").QuantizeWrapper)
+
+
 def calibrate(model: Any, batches: Iterable[Any]) -> int:
     """Set the ranges of a quantize-aware model from data, without training.
 
@@ -208,6 +268,17 @@ def activation_ranges(model: Any) -> dict[str, tuple[float, float]]:
                     weight.numpy()
                 )
     return {name: (low, high) for name, (low, high) in ends.items()}
+
+
+def _without_norm(graph: FlatGraph) -> frozenset[str]:
+    """Names of the layers but those Dense layers that a batch normalisation follows."""
+    norms = {name for name, flat in graph.layers.items() if "Normalization" in flat.kind.__name__}
+    folded = {
+        name
+        for name, flat in graph.layers.items()
+        if flat.kind.__name__ == "Dense" and norms.intersection(graph.consumers(name))
+    }
+    return frozenset(graph.layers) - folded
 
 
 def _check_quantizable(model: Any) -> None:

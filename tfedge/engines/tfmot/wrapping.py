@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import tensorflow
 
+from tfedge.engines.native.centroids import MOST_VALUES, is_clustered
 from tfedge.engines.tfmot._library import internals, tf_keras, tfmot
+from tfedge.engines.tfmot.cluster_keeping import ClusterKeeper, ZeroKeeper
 
 _quantizers = tfmot().quantization.keras.quantizers
 _wrapper = internals("quantization.keras.quantize_wrapper")
@@ -64,27 +66,56 @@ class QuantizeWrapperV2(_TheirWrapper):
         quantize_config: TFMOT's rule for it.
         keep_zeros: Weights that are zero stay zero while training. TFMOT's own way of doing so is
             lost when a model is saved.
+        clusters: How many distinct values the kernel keeps, under one scale; 0 for any.
     """
 
     def __init__(
-        self, layer: Any, quantize_config: Any, keep_zeros: bool = False, **settings: Any
+        self,
+        layer: Any,
+        quantize_config: Any,
+        keep_zeros: bool = False,
+        clusters: int = 0,
+        **settings: Any,
     ) -> None:
         super().__init__(layer, quantize_config, **settings)
         self.keep_zeros = keep_zeros
+        self.clusters = clusters
 
     def build(self, input_shape: Any) -> None:
         """Make the variables; hold those of the inner layer once."""
         super().build(input_shape)
         self._trainable_weights[:] = [weight for weight, _, _ in self._weight_vars]
-        if self.keep_zeros:
+        if self.clusters:
+            keeper = self._cluster_keeper
             self._weight_vars: list[tuple[Any, Any, Any]] = [
-                (weight, _ZeroKeeper(quantizer), ranges)
+                (weight, keeper(weight, quantizer), ranges)
+                for weight, quantizer, ranges in self._weight_vars
+            ]
+        if self.keep_zeros:
+            self._weight_vars = [
+                (weight, ZeroKeeper(quantizer), ranges)
                 for weight, quantizer, ranges in self._weight_vars
             ]
 
+    def _cluster_keeper(self, weight: Any, quantizer: Any) -> Any:
+        first = np.unique(weight.numpy())[: self.clusters]  # loaded ones come later
+        first = np.pad(first, (0, self.clusters - len(first)), mode="edge")
+        constant = tf_keras().initializers.Constant
+        centroids = self.add_weight(
+            "centroids", shape=first.shape, initializer=constant(first), trainable=True
+        )
+        free = self.add_weight(
+            "free_centroids",
+            shape=first.shape,
+            initializer=constant((first != 0) | (not self.keep_zeros)),
+            trainable=False,
+        )
+        return ClusterKeeper(quantizer, centroids, free)
+
     def get_config(self) -> dict[str, Any]:
         """The arguments, for saving."""
-        return {**super().get_config(), "keep_zeros": self.keep_zeros}
+        config = super().get_config()
+        return {**config, "keep_zeros": self.keep_zeros, "clusters": self.clusters}
 
     @property
     def trainable_weights(self) -> list[Any]:
@@ -98,15 +129,31 @@ class QuantizeWrapperV2(_TheirWrapper):
         return frozen + list(super().non_trainable_weights)
 
 
-class _ZeroKeeper:
-    """A quantizer of weights that gives no gradient to those that are zero."""
+def clusters_to_keep(layer: Any) -> int:
+    """How many clusters the kernel in a wrapper has that can be kept; 0 if it has none.
 
-    def __init__(self, quantizer: Any) -> None:
-        self._quantizer = quantizer
+    These are kernels of Conv2D and Dense, as in TFMOT.
+    """
+    if type(layer.layer).__name__ not in ("Conv2D", "Dense"):
+        return 0
+    kernels = [weight.numpy() for weight in inner_weights(layer) if short_name(weight) == "kernel"]
+    distinct = len(np.unique(kernels[0])) if kernels and is_clustered(kernels[0]) else 0
+    return distinct if distinct <= MOST_VALUES else 0
 
-    def __call__(self, inputs: Any, training: Any, weights: Any) -> Any:
-        kept = tensorflow.cast(tensorflow.not_equal(inputs, 0), inputs.dtype)
-        return self._quantizer(inputs * kept, training, weights=weights)
+
+def without_centroids(layer: Any) -> Any:
+    """A wrapped layer of the same computation whose kernel is clustered as it stands."""
+    inner = _copied(layer, type(layer.layer), _own_activation(layer.layer))
+    return QuantizeWrapperV2(inner, layer.quantize_config, name=layer.name)
+
+
+def set_clustered_weights(source: Any, target: Any) -> None:
+    """Set the weights of one wrapper to those of another that keeps clusters, clustered."""
+    values = {short_name(weight): weight.numpy() for weight in source.weights}
+    for weight, keeper, _ in source._weight_vars:
+        values[short_name(weight)] = keeper.clustered(weight).numpy()
+    for weight in {id(one): one for one in (*target.weights, *inner_weights(target))}.values():
+        weight.assign(values[short_name(weight)])
 
 
 def carry(lambdas: dict[str, Any]) -> type:
@@ -188,11 +235,13 @@ class Mending:
         frozen: Names of folded batch normalisations that were called with `training=False`.
         lambdas: The `Lambda` layers by name.
         keep_zeros: Whether weights that are zero stay zero.
+        keep_clusters: Names of the layers whose kernels stay clustered where they are.
     """
 
     frozen: frozenset[str]
     lambdas: dict[str, Any]
     keep_zeros: bool
+    keep_clusters: frozenset[str] = frozenset()
 
     def mend(self, layer: Any) -> Any:
         """A new layer for one that needs mending, or `layer` itself.
@@ -216,9 +265,10 @@ class Mending:
         elif isinstance(config, _configs.NoOpQuantizeConfig) and _has_kernel(layer.layer):
             activation = _activation.NoOpActivation()
             config = _registry.Default8BitQuantizeRegistry().get_quantize_config(layer.layer)
-        return QuantizeWrapperV2(
-            _copied(layer, kind, activation), config, self.keep_zeros, name=layer.name
-        )
+        keeps = layer.layer.name in self.keep_clusters
+        clusters = clusters_to_keep(layer) if keeps else 0
+        copied = _copied(layer, kind, activation)
+        return QuantizeWrapperV2(copied, config, self.keep_zeros, clusters, name=layer.name)
 
 
 def without_weight_ranges(layer: Any) -> Any:
@@ -227,15 +277,25 @@ def without_weight_ranges(layer: Any) -> Any:
     return QuantizeWrapperV2(inner, _configs.NoOpQuantizeConfig(), name=layer.name)
 
 
+def rounded_weights(layer: Any) -> dict[str, Any]:
+    """Name of each quantised weight of the layer in a wrapper to its rounded values."""
+    return {
+        short_name(weight): quantizer(tensorflow.identity(weight), False, weights=ranges).numpy()
+        for weight, quantizer, ranges in layer._weight_vars
+    }
+
+
+def keeps_clusters(layer: Any) -> bool:
+    """Whether a layer is a quantization wrapper that keeps the clusters of its kernel."""
+    return isinstance(layer, QuantizeWrapperV2) and layer.clusters > 0
+
+
 def round_weights(source: Any, target: Any) -> None:
     """Set the inner weights of one wrapper to those of another as that one rounds them."""
-    values = {
-        _short(weight): quantizer(tensorflow.identity(weight), False, weights=ranges)
-        for weight, quantizer, ranges in source._weight_vars
-    }
+    values = rounded_weights(source)
     for weight in inner_weights(target):
-        if _short(weight) in values:
-            weight.assign(values[_short(weight)])
+        if short_name(weight) in values:
+            weight.assign(values[short_name(weight)])
 
 
 def inner_weights(layer: Any) -> list[Any]:
@@ -271,9 +331,9 @@ def _copied(wrapper: Any, kind: Any, activation: Any) -> Any:
         made.activation = activation
     with tf_keras().backend.name_scope(f"{wrapper.name}/{made.name}"):  # HDF5 needs unlike names
         made.build(wrapper.get_input_shape_at(0))
-    values = {_short(weight): weight.numpy() for weight in inner_weights(wrapper)}
+    values = {short_name(weight): weight.numpy() for weight in inner_weights(wrapper)}
     for weight in made.weights:
-        weight.assign(values[_short(weight)])
+        weight.assign(values[short_name(weight)])
     return made
 
 
@@ -285,7 +345,7 @@ def _own_activation(layer: Any) -> Any:
     return activation
 
 
-def _short(weight: Any) -> str:
+def short_name(weight: Any) -> str:
     """`kernel` of `quant_conv/conv/kernel:0`."""
     return str(weight.name.split(":")[0].rsplit("/", 1)[-1])
 
