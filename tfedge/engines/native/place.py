@@ -144,6 +144,7 @@ class Placement:
         after_float: Those of `tensors` that an operator kept float writes.
         ranged: Names of calls whose output has a range.
         unknown: Names of calls that there is no rule for: inside, they may compute in float.
+        notes: Sentences for the reader.
     """
 
     tensors: Mapping[int, tuple[float, float] | None]
@@ -154,6 +155,7 @@ class Placement:
     after_float: frozenset[int]
     ranged: frozenset[str]
     unknown: frozenset[str]
+    notes: tuple[str, ...] = ()
 
 
 def place(

@@ -1,17 +1,20 @@
 """Turn a Keras 3 model into one that trains with fake quantisation, and calibrate its ranges."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import keras
 
-from tfedge.engines.native.batch_norm import FusedBatchNormalization
+from tfedge.engines.native.bits import Bits
 from tfedge.engines.native.fake_quant import FakeQuantize, QuantizedWeights
 from tfedge.engines.native.graph import Call, Copies, Graph, build_model, read_graph
 from tfedge.engines.native.lower import lower
 from tfedge.engines.native.place import LayerRule, Placement, place
+from tfedge.engines.native.scheme import Scheme
 from tfedge.errors import DataError
+from tfedge.models import layers_of
 
 
 def prepare_quantization(
@@ -20,6 +23,7 @@ def prepare_quantization(
     keep_float: Collection[str] = (),
     keep_sparsity: bool = False,
     rules: Mapping[type, LayerRule] | None = None,
+    scheme: Scheme | None = None,
 ) -> tuple[Any, Placement]:
     """An own copy of `model` with fake-quantised weights and activations.
 
@@ -28,26 +32,36 @@ def prepare_quantization(
         keep_float: Names of layers that stay float.
         keep_sparsity: Weights that are zero now stay zero while training.
         rules: Class of an own layer to how it is quantised.
+        scheme: Widths, ranges, freezing. Default: 8 bits, ranges by moving averages.
 
     Returns:
         The model, not compiled, and what was quantised in it.
 
     Raises:
         UnsupportedModelError: The model has no graph that can be rebuilt.
+        SettingsError: A width was asked for that a layer cannot have.
     """
     whole = frozenset(keep_float)
+    scheme = scheme or Scheme()
     simple = read_graph(lower(read_graph(model), keep=whole))
     placement = place(simple, keep_float=whole, rules=rules)
-    return insert(simple, placement, keep_sparsity=keep_sparsity), placement
+    bits = scheme.bits(simple, placement, [layer.name for layer in layers_of(model)])
+    placement = dataclasses.replace(placement, notes=bits.notes)
+    prepared = insert(simple, placement, keep_sparsity=keep_sparsity, scheme=scheme, bits=bits)
+    return prepared, placement
 
 
-def insert(graph: Graph, placement: Placement, *, keep_sparsity: bool) -> Any:
+def insert(
+    graph: Graph, placement: Placement, *, keep_sparsity: bool, scheme: Scheme, bits: Bits
+) -> Any:
     """Build the fake-quantised model that a placement describes.
 
     Args:
         graph: A graph of simple layers.
         placement: What to quantise in it.
         keep_sparsity: Weights that are zero now stay zero.
+        scheme: What the layers of fake quantisation are built with.
+        bits: The width of each of them.
     """
     copies = Copies()
     wrappers: dict[str, Any] = {}
@@ -56,15 +70,18 @@ def insert(graph: Graph, placement: Placement, *, keep_sparsity: bool) -> Any:
     ranges: Counter[str] = Counter()
 
     def copy_of(call: Call) -> Any:
-        is_norm = call.kind == "BatchNormalization"
-        return copies.of(call, cls=FusedBatchNormalization if is_norm else None)
+        if call.kind != "BatchNormalization":
+            return copies.of(call)
+        cls, changes = scheme.norm(call.operation)
+        return copies.of(call, cls=cls, **changes)
 
     def wrapper(call: Call) -> Any:
         if call.name not in wrappers:
             batch_norm = placement.batch_norms.get(call.name)
-            wrappers[call.name] = QuantizedWeights(
+            wrappers[call.name] = scheme.weights_class(call)(
                 copy_of(call),
                 weights=placement.weights[call.name],
+                bits=bits.weights[call.name],
                 keep_sparsity=keep_sparsity,
                 batch_norm=copy_of(calls[batch_norm]) if batch_norm else None,
                 trainable=call.trainable,
@@ -77,12 +94,9 @@ def insert(graph: Graph, placement: Placement, *, keep_sparsity: bool) -> Any:
         number = ranges[name]
         ranges[name] += 1
         name = f"{name}_range_{number}" if number else f"{name}_range"
-        return FakeQuantize(
-            fixed_range=placement.tensors[index],
-            after_float=index in placement.after_float,
-            non_negative=index in placement.non_negative,
-            name=name,
-        )(tensor)
+        return scheme.range_layer(index, graph, placement, bits=bits.tensors[index], name=name)(
+            tensor
+        )
 
     def emit(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if call.name in absorbed:
