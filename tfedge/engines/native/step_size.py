@@ -156,9 +156,12 @@ def in_units(unit: Any, relative: Any) -> Any:
     def apply(unit: Any, relative: Any) -> Any:
         return unit * relative, lambda upstream: (tf.zeros_like(unit), upstream / unit)
 
-    return apply(
-        ops.maximum(ops.convert_to_tensor(unit), SMALLEST), ops.convert_to_tensor(relative)
-    )
+    return apply(ops.maximum(read(unit), SMALLEST), read(relative))
+
+
+def read(variable: Any) -> Any:
+    """The value of a variable as a plain tensor, which functions with own gradients ask for."""
+    return tf.identity(ops.convert_to_tensor(variable))
 
 
 class AtLeast(keras.constraints.Constraint):
