@@ -51,10 +51,11 @@ class FreezingBatchNormalization(FusedBatchNormalization):
         """Normalise `inputs`; while training, by their own statistics until these freeze."""
         if not training or not self.trainable:
             return super().call(inputs, training=training, mask=mask)
-        frozen = ops.convert_to_tensor(self.seen) >= ops.convert_to_tensor(self.freeze_at)
+        seen = tf.identity(ops.convert_to_tensor(self.seen))
+        frozen = seen >= ops.convert_to_tensor(self.freeze_at)
         self.seen.assign_add(1)
         statistics = (self.moving_mean, self.moving_variance)
-        before = [ops.convert_to_tensor(value) for value in statistics]
+        before = [tf.identity(ops.convert_to_tensor(value)) for value in statistics]
         trained = super().call(inputs, training=True, mask=mask)
         for value, old in zip(
             statistics, before, strict=True

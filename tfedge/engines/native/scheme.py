@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from tfedge.engines.native.batch_norm import FusedBatchNormalization
 from tfedge.engines.native.bits import FULL, Bits, LayerBits, assign_bits
 from tfedge.engines.native.fake_quant import FakeQuantize, QuantizedWeights
@@ -72,7 +74,7 @@ class Scheme:
         """Class and changes with which a BatchNormalization is copied."""
         if self.freeze_at is None:
             return FusedBatchNormalization, {}
-        counters = [0, self.freeze_at]
+        counters = [np.int32(0), np.int32(self.freeze_at)]
         return FreezingBatchNormalization, {
             "freeze_at": self.freeze_at,
             "weights": [*layer.get_weights(), *counters],
