@@ -132,7 +132,7 @@ class FakeQuantize(keras.layers.Layer):
     @property
     def has_range(self) -> bool:
         """Whether a range is known: fixed, calibrated or trained."""
-        return self.fixed_range is not None or float(self.batches) > 0
+        return self.fixed_range is not None or float(self.batches.numpy()) > 0
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         values = ops.cast(inputs, "float32")
@@ -165,7 +165,7 @@ class FakeQuantize(keras.layers.Layer):
 
     def exact_ends(self) -> tuple[np.float32, np.float32]:
         """Minimum and maximum of the range, moved to where its zero point is a whole number."""
-        return whole_zero_point(self.minimum, self.maximum, self.bits)
+        return whole_zero_point(self.minimum.numpy(), self.maximum.numpy(), self.bits)
 
     def settle(self) -> None:
         """Move the range to where its zero point is a whole number."""

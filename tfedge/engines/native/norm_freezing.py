@@ -97,8 +97,8 @@ class FreezeAtFraction(keras.callbacks.Callback):
             )
         ahead = steps * (self.params["epochs"] - epoch)
         for layer in freezing_layers(self.model):
-            if int(layer.freeze_at) == NEVER:
-                layer.freeze_at.assign(int(layer.seen) + round(self.fraction * ahead))
+            if int(layer.freeze_at.numpy()) == NEVER:
+                layer.freeze_at.assign(int(layer.seen.numpy()) + round(self.fraction * ahead))
 
 
 def freezing_layers(model: Any) -> list[FreezingBatchNormalization]:
@@ -118,7 +118,7 @@ def check_frozen(model: Any) -> None:
         TrainingError: It did not. A model that was not trained is let through.
     """
     for layer in freezing_layers(model):
-        seen, wanted = int(layer.seen), int(layer.freeze_at)
+        seen, wanted = int(layer.seen.numpy()), int(layer.freeze_at.numpy())
         if seen and wanted == NEVER:
             raise TrainingError(
                 f"The batch normalisation `{layer.name}` was to freeze, but was never told when. "
