@@ -1,7 +1,7 @@
 """Quantise to 8, 4, 3 and 2 bits with moving averages and with learned steps (LSQ).
 
-A small convolutional network is trained on the handwritten digits of scikit-learn, then trained on
-with weights and activations of so many bits, several seeds each. What is scored is the int8 file
+A convolutional network of 1,500 weights, none to spare, is trained on the handwritten digits of
+scikit-learn, then trained on with weights and activations of so many bits, several seeds each. What is scored is the int8 file
 that comes out, on the evaluation split, which nothing else reads.
 
     python benchmarks/low_bits.py
@@ -25,11 +25,11 @@ layers = keras.layers
 def network(shape, seed):
     keras.utils.set_random_seed(seed)
     image = x = keras.Input(shape)
-    for filters in (12, 24):
+    for filters in (8, 16):
         x = layers.Conv2D(filters, 3, padding="same", use_bias=False)(x)
         x = layers.ReLU()(layers.BatchNormalization()(x))
         x = layers.MaxPooling2D()(x)
-    x = layers.Dense(32, activation="relu")(layers.Flatten()(x))
+    x = layers.GlobalAveragePooling2D()(x)
     return keras.Model(image, layers.Dense(10, activation="softmax")(x), name="digits")
 
 
