@@ -33,9 +33,9 @@ ROWS = (
     ("benchmark",),
     ("runtime",),  # checks with inspection that a file is sound before LiteRT opens it
     ("inspection",),
-    ("report", "errors", "files"),
+    ("affine", "report", "errors", "files"),
 )
-WITHOUT_TENSORFLOW = ("errors", "files", "report", "inspection", "runtime", "benchmark")
+WITHOUT_TENSORFLOW = ("affine", "errors", "files", "report", "inspection", "runtime", "benchmark")
 HEAVY = {"tensorflow", "keras", "tf_keras", "tensorflow_model_optimization"}
 
 

@@ -8,8 +8,12 @@ float16        float16   float32       nothing
 dynamic_int8   int8      float32       nothing
 int8           int8      int8          a model from `Quantize`, or calibration samples
 int16x8        int8      int16         calibration samples
+
+Weights that `Quantize` trained with fewer than 8 bits, or with learned steps, keep their integers
+in an int8 file; dense ones of at most 4 bits are packed as int4.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -129,6 +133,8 @@ def convert(
     from tfedge.convert._lite import write_file  # imports TensorFlow
 
     data = write_file(source, request)
+    if request.levels:
+        data = _with_levels(data, request, notes)
     say("Checking the file")
     inspection = inspect_model(data)
     floats = float_operators(inspection, model) if mode in INTEGER_MODES else ()
@@ -236,6 +242,7 @@ def _source(
         notes.append(f"Ranges from {len(samples or ())} samples, by the TFLite converter.")
         return model, request
     from tfedge.engines.native.export import export_model
+    from tfedge.engines.native.levels import stored_levels
     from tfedge.engines.native.quantize import calibrate, prepare_quantization, unknown_layers
 
     if not aware and samples is not None:
@@ -248,7 +255,23 @@ def _source(
             f"There is no rule for the inside of {', '.join(inner)}: ranges there come from "
             f"{len(samples)} calibration samples, loops stay float."
         )
-    return export_model(model), request.with_ranges_in_graph(inner if samples is not None else ())
+    request = request.with_ranges_in_graph(inner if samples is not None else ())
+    return export_model(model), dataclasses.replace(request, levels=stored_levels(model))
+
+
+def _with_levels(data: bytes, request: Request, notes: list[str]) -> bytes:
+    """The file with the integers of training in its kernels; `notes` says what was packed."""
+    from tfedge.convert._int4 import with_levels
+
+    data, packed = with_levels(data, request.levels)
+    if packed:
+        notes.append(f"Packed as int4, two weights in a byte: {', '.join(packed)}.")
+    for bits in sorted({row.bits for row in request.levels}):
+        names = [row.layer for row in request.levels if row.bits == bits]
+        stored = [name for name in names if name not in packed]
+        if stored and bits < 8:
+            notes.append(f"Weights of {bits} bits in int8: {', '.join(stored)}.")
+    return data
 
 
 def _in_float32(model: Any) -> Any:

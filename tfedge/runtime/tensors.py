@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tfedge.affine import dequantize_values, quantize_values
 from tfedge.errors import DataError, did_you_mean
 from tfedge.inspection.decode import Fields
 from tfedge.inspection.soundness import dtype_of, shape_of
@@ -44,9 +45,8 @@ class TensorInfo(Record):
 def quantize(array: np.ndarray, scale: float, zero_point: int, dtype: str) -> np.ndarray:
     """Real numbers as stored integers: rounded half up, clipped to the range of `dtype`.
 
-    The arithmetic is that of the fake quantisation which models train with (TensorFlow's
-    `fake_quant_with_min_max_vars`), in float32: pixels scaled to -1 … 1 lie halfway between two
-    integers, and the choice between them must be the same.
+    The arithmetic is that of the fake quantisation which models train with, in float32: pixels
+    scaled to -1 … 1 lie halfway between two integers, and the choice between them must be the same.
 
     Args:
         array: Real numbers, any shape.
@@ -69,14 +69,14 @@ def quantize(array: np.ndarray, scale: float, zero_point: int, dtype: str) -> np
         raise DataError(
             "Inputs must be numbers. Received not-a-number (NaN). Clean the data first."
         )
-    limits = np.iinfo(dtype)
-    step = np.float32(scale)
-    lowest = np.float32(limits.min - zero_point) * step
-    highest = np.float32(limits.max - zero_point) * step
-    steps = (np.clip(real, lowest, highest) - lowest) / step
-    zero = np.float32(zero_point - limits.min)
-    stored = np.floor(steps - zero + np.float32(0.5)).astype(np.float64) + zero_point
-    return np.clip(stored, limits.min, limits.max).astype(dtype)
+    kind = np.dtype(dtype)
+    return quantize_values(
+        real,
+        scale=scale,
+        zero_point=zero_point,
+        bits=8 * kind.itemsize,
+        signed=kind.kind == "i",
+    )
 
 
 def dequantize(array: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
@@ -86,7 +86,7 @@ def dequantize(array: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
         >>> dequantize(np.array([-3, -1, 17], np.int8), 0.5, -1)
         array([-1.,  0.,  9.], dtype=float32)
     """
-    return (np.asarray(array).astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
+    return dequantize_values(array, scale=scale, zero_point=zero_point)
 
 
 def to_stored(array: np.ndarray, info: TensorInfo) -> np.ndarray:

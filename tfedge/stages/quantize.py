@@ -1,12 +1,15 @@
-"""Quantization-aware training: 8-bit weights and activations, TFMOT's default scheme."""
+"""Quantization-aware training: TFMOT's default 8-bit scheme, fewer bits, learned ranges."""
 
 import dataclasses
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tfedge.data import check_calibration
+from tfedge.engines.native.bits import LayerBits as LayerBits
+from tfedge.engines.native.bits import as_layer_bits, check_bits
+from tfedge.engines.native.observers import check_observer
 from tfedge.engines.native.place import LayerRule as LayerRule
 from tfedge.engines.native.place import Placement
 from tfedge.errors import SettingsError, TrainingError, UnsupportedModelError, did_you_mean
@@ -22,11 +25,21 @@ from tfedge.report import Skipped, StageReport
 from tfedge.stages._base import AbstractTrainedStage, Context
 from tfedge.stages._fit import measured
 
+if TYPE_CHECKING:
+    from tfedge.engines.native.scheme import Scheme
+
 CALIBRATION_BATCH = 32
 NOT_HELD = (
     "Clusters are kept of layers that are quantised; in tf_keras of Conv2D and of Dense that no "
     "batch normalisation follows. They are not kept of"
 )
+TFMOT_ONLY: Mapping[str, Any] = {
+    "weight_bits": 8,
+    "activation_bits": 8,
+    "per_layer": {},
+    "range": "moving_average",
+    "freeze_batch_norm": None,
+}  # settings that TFMOT has one value of
 
 # What `prepare` found out, for `finish`. A model loaded from a file is looked at anew.
 _PREPARED: "weakref.WeakKeyDictionary[Any, StageReport]" = weakref.WeakKeyDictionary()
@@ -40,6 +53,11 @@ class Quantize(AbstractTrainedStage):
     kernels are rounded per channel (dense kernels per tensor). tf_keras models are served by TFMOT.
     The wrappers stay until `convert`, so this is the last stage.
 
+    Whatever the bits, the int8 file holds the levels that were trained: with XNNPACK its outputs
+    are those of the fake-quantised model, but for values halfway between two levels. LiteRT's own
+    kernels round twice; there an operator may be one level off, and the fewer the bits, the more
+    often.
+
     Args:
         keep_float: Names of layers, or of layer classes, whose operators stay float. Default: none.
         keep_sparsity: Weights that are zero stay zero: for a model that was pruned. Default: False.
@@ -48,6 +66,22 @@ class Quantize(AbstractTrainedStage):
             times the factor of a folded batch normalisation. A kernel counts as clustered that has
             at most half as many distinct values as weights, zeros aside. Default: False.
         rules: Class of an own layer to its `LayerRule`. Default: none.
+        weight_bits: Bits of the weights of dense layers and convolutions, from 2 to 8. In the file
+            dense weights of at most 4 bits are int4, others int8 with at most `2**bits` distinct
+            values. Default: 8.
+        activation_bits: Bits of the activations, from 2 to 8. What the model takes and returns
+            keeps 8, and so does what LiteRT decides the scale of; the report says which. An
+            activation of fewer bits that no ReLU bounds costs the file an operator, MAXIMUM.
+            Default: 8.
+        per_layer: Name or class of a layer to its own `LayerBits`, e.g. `{"conv_1":
+            LayerBits(weights=8)}`; a name counts before a class. Default: none.
+        range: How activation ranges are found: `"moving_average"`, `"minmax"`, `"percentile"`, or
+            `"lsq"`, where the steps of weights and activations train (Esser et al. 2020): for few
+            bits. Default: `"moving_average"`.
+        percentile: For `range="percentile"`: percentage of each batch below the upper end of a
+            range, above 50. Default: 99.99.
+        freeze_batch_norm: When batch normalisations stop their statistics and use them: a
+            fraction of the training (float) or a step (int). Default: never.
         calibrate: Whether `apply` sets the ranges from calibration data before it trains, where
             there are such data. Default: True.
 
@@ -66,8 +100,25 @@ class Quantize(AbstractTrainedStage):
     keep_clusters: bool = False
     rules: Mapping[type, LayerRule] = field(default_factory=dict)
     calibrate: bool = True
+    weight_bits: int = 8
+    activation_bits: int = 8
+    per_layer: Mapping[str, LayerBits] = field(default_factory=dict)
+    range: str = "moving_average"
+    percentile: float | None = None
+    freeze_batch_norm: float | int | None = None
 
     def __post_init__(self) -> None:
+        check_bits(self.weight_bits, "Quantize.weight_bits")
+        check_bits(self.activation_bits, "Quantize.activation_bits")
+        check_observer(self.range, self.percentile)
+        _check_freeze(self.freeze_batch_norm)
+        if self.keep_clusters and self.range == "lsq":
+            raise SettingsError(
+                "`keep_clusters` takes the scale of a kernel from its centroids, `range='lsq'` "
+                "learns one. Received both. Leave one of them out."
+            )
+        widths = {name: as_layer_bits(value, name) for name, value in self.per_layer.items()}
+        object.__setattr__(self, "per_layer", widths)
         if isinstance(self.keep_float, str):
             raise SettingsError(
                 "`Quantize.keep_float` is a sequence of layer names. Received: "
@@ -88,14 +139,16 @@ class Quantize(AbstractTrainedStage):
             model: A built Functional or Sequential model of Keras 3 or tf_keras.
 
         Raises:
-            UnsupportedModelError: The model has no graph that can be rebuilt.
+            UnsupportedModelError: The model has no graph that can be rebuilt, or it is of tf_keras
+                and the settings are none of TFMOT's.
             ModelError: It has weights that are not finite.
-            SettingsError: `keep_float` names a layer that it does not have.
+            SettingsError: `keep_float` or `per_layer` names a layer that it does not have, or one
+                that has nothing to give those bits to.
         """
         check_rebuildable(model, "Quantize")
         check_finite(model)
         check_strategy(model)
-        names = tuple(_chosen(model, self.keep_float))
+        names = tuple(_chosen(model, self.keep_float, "keep_float"))
         native = keras_of(model) == "keras"
         prepared, report = (self._native if native else self._tfmot)(model, names)
         if self.keep_clusters:
@@ -105,8 +158,15 @@ class Quantize(AbstractTrainedStage):
         return prepared
 
     def callbacks(self) -> list[Any]:
-        """None: ranges and rounding are part of the model."""
-        return []
+        """The one that tells when to freeze, for a `freeze_batch_norm` that is a fraction.
+
+        Else none: ranges and rounding are part of the model.
+        """
+        if not isinstance(self.freeze_batch_norm, float):
+            return []
+        from tfedge.engines.native.norm_freezing import FreezeAtFraction
+
+        return [FreezeAtFraction(self.freeze_batch_norm)]
 
     def finish(self, trained: Any) -> tuple[Any, StageReport]:
         """Round ranges and biases of a trained model as its file will, and report.
@@ -116,13 +176,16 @@ class Quantize(AbstractTrainedStage):
 
         Raises:
             UnsupportedModelError: The model does not come from `prepare`.
-            TrainingError: Zeros or clusters that were to be kept are not there.
+            TrainingError: Zeros or clusters that were to be kept are not there; or batch
+                normalisations were to freeze, and training ended before.
         """
         check_finite(trained)
         report = _PREPARED.get(trained)
         if keras_of(trained) == "keras":
+            from tfedge.engines.native.norm_freezing import check_frozen
             from tfedge.engines.native.settle import settle
 
+            check_frozen(trained)
             settle(trained)
         report = _looked_up(trained) if report is None else report
         return trained, _with_metrics(report, _check_kept(trained))
@@ -136,7 +199,7 @@ class Quantize(AbstractTrainedStage):
                 evaluation data, the metric after calibration and after training is recorded.
 
         Raises:
-            SettingsError: There is neither `fit` nor calibration data.
+            SettingsError: There is neither `fit` nor calibration data, or no `fit` to freeze in.
         """
         context = context or Context()
         calibration = context.data.calibration if context.data and self.calibrate else None
@@ -144,6 +207,11 @@ class Quantize(AbstractTrainedStage):
             raise SettingsError(
                 "`Quantize` learns ranges from training or calibration. Received a `Context` "
                 "without `fit` and without `data.calibration`. Give one of them."
+            )
+        if context.fit is None and self.freeze_batch_norm is not None:
+            raise SettingsError(
+                "`freeze_batch_norm` is for a training. Received a `Context` without `fit`. Give "
+                "it one, or leave `freeze_batch_norm` out."
             )
         if calibration is not None and context.data and context.data.train is not None:
             check_calibration(calibration, context.data.train)
@@ -167,6 +235,7 @@ class Quantize(AbstractTrainedStage):
             keep_sparsity=self.keep_sparsity,
             keep_clusters=self.keep_clusters,
             rules=self.rules,
+            scheme=self._scheme(model),
         )
         changed, skipped = _sorted_out([layer.name for layer in layers_of(model)], placement)
         return prepared, StageReport(
@@ -177,11 +246,33 @@ class Quantize(AbstractTrainedStage):
                 "quantized_weights": len(placement.weights),
                 "activation_ranges": len(placement.tensors),
             },
+            notes=placement.notes,
+        )
+
+    def _scheme(self, model: Any) -> "Scheme":
+        from tfedge.engines.native.norm_freezing import NEVER
+        from tfedge.engines.native.scheme import Scheme
+
+        widths: dict[str, LayerBits] = {}
+        names = {layer.name for layer in layers_of(model)}
+        for wanted in sorted(self.per_layer, key=lambda wanted: wanted in names):
+            for name in _chosen(model, (wanted,), "per_layer"):
+                widths[name] = self.per_layer[wanted]
+        freeze = self.freeze_batch_norm
+        return Scheme(
+            weight_bits=self.weight_bits,
+            activation_bits=self.activation_bits,
+            per_layer=widths,
+            named=frozenset(names & set(self.per_layer)),
+            range=self.range,
+            percentile=self.percentile,
+            freeze_at=NEVER if isinstance(freeze, float) else freeze,
         )
 
     def _tfmot(self, model: Any, keep_float: tuple[str, ...]) -> tuple[Any, StageReport]:
         from tfedge.engines import tfmot
 
+        self._check_tfmot(model)
         prepared, skipped = tfmot.prepare_quantization(
             model,
             keep_float=keep_float,
@@ -194,6 +285,16 @@ class Quantize(AbstractTrainedStage):
         return prepared, StageReport(
             stage=self.name, engine="tfmot", changed=changed, skipped=tuple(skipped)
         )
+
+    def _check_tfmot(self, model: Any) -> None:
+        other = [name for name, only in TFMOT_ONLY.items() if getattr(self, name) != only]
+        if other:
+            given = ", ".join(f"{name}={getattr(self, name)!r}" for name in other)
+            raise UnsupportedModelError(
+                "TFMOT, which serves tf_keras models, has 8 bits and moving averages only. "
+                f"Received: {given} for `{model.name}`. Move the model to Keras 3 first: "
+                "`tfedge.to_keras3(model)`."
+            )
 
 
 def _check_kept(trained: Any) -> dict[str, Any]:
@@ -238,18 +339,31 @@ def _calibrate(model: Any, batches: Iterable[Any]) -> None:
     calibrate(model, batches)
 
 
-def _chosen(model: Any, keep_float: tuple[str, ...]) -> Iterator[str]:
-    """Names of the layers that `keep_float` means, by name or by class."""
+def _check_freeze(value: Any) -> None:
+    """Refuse what is neither a fraction between 0 and 1 nor a step."""
+    if value is None:
+        return
+    step = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    fraction = isinstance(value, float) and 0 < value < 1
+    if not step and not fraction:
+        raise SettingsError(
+            "`Quantize.freeze_batch_norm` is a fraction of the training, above 0.0 and below 1.0, "
+            f"or a step, a whole number from 0. Received: {value!r}."
+        )
+
+
+def _chosen(model: Any, wanted_layers: tuple[str, ...], setting: str) -> Iterator[str]:
+    """Names of the layers that a setting means, by name or by class."""
     layers = layers_of(model)
     names = {layer.name for layer in layers} | {type(layer).__name__ for layer in layers}
-    for wanted in keep_float:
+    for wanted in wanted_layers:
         if wanted not in names:
             raise SettingsError(
-                f"`Quantize.keep_float` names layers or layer classes of the model. Received: "
+                f"`Quantize.{setting}` names layers or layer classes of the model. Received: "
                 f"{wanted!r}.{did_you_mean(wanted, names)}"
             )
     for layer in layers:
-        if layer.name in keep_float or type(layer).__name__ in keep_float:
+        if layer.name in wanted_layers or type(layer).__name__ in wanted_layers:
             yield layer.name
 
 
@@ -282,7 +396,8 @@ def _looked_up(trained: Any) -> StageReport:
     if not is_quantized(trained):
         raise _not_prepared(trained)
     layers = layers_of(trained)
-    ranged = {layer.name.partition("_range")[0] for layer in layers if type(layer) is FakeQuantize}
+    ranges = [layer for layer in layers if isinstance(layer, FakeQuantize)]
+    ranged = {layer.name.partition("_range")[0] for layer in ranges}
     changed, skipped = [], []
     for layer in layers:
         if isinstance(layer, QuantizedWeights) or layer.name in ranged:

@@ -19,7 +19,7 @@ from tfedge.engines.native.lower import TRAINING_ONLY, affine_of
 from tfedge.engines.native.place import WEIGHTS, clip_of, folded_batch_norm
 from tfedge.errors import ConversionError
 
-EXACT_AFTER = 3  # float32 needs a second and a third turn now and then
+WIDTH = 8  # bits of the integers in a file
 
 
 def export_model(model: Any) -> Any:
@@ -139,20 +139,58 @@ def exact_range(layer: FakeQuantize) -> Any:
 
     TensorFlow does so inside the fake quantisation, the converter does it again; near a half, as
     for -1 … 1, the two may choose different zero points. After this there is nothing to choose.
+
+    Fewer than 8 bits become 8-bit integers of the same step that end where the range ends: whatever
+    is above saturates there. What is below is cut off by the ReLU before the range, or else by a
+    maximum of its own.
     """
-    range_ = float32(layer, weights=[*exact_ends(layer), ops.convert_to_numpy(layer.batches)])
+    low, high = exact_ends(layer)
+    if layer.bits == WIDTH:
+        range_ = _fixed(layer.name, low, high)
+    elif layer.non_negative:
+        range_ = _fixed(layer.name, _floor_of(layer), high)
+    else:
+        range_ = _cut_off(layer.name, low, _floor_of(layer), high)
     return (lambda x: range_(fenced(x))) if layer.after_float else range_
+
+
+def _fixed(name: str, low: np.float32, high: np.float32) -> FakeQuantize:
+    return FakeQuantize(fixed_range=(float(low), float(high)), name=name, dtype="float32")
+
+
+def _floor_of(layer: FakeQuantize) -> np.float32:
+    """Where 8-bit integers of the step of a narrower range begin if they end as it does."""
+    low, high = exact_ends(layer)
+    return high - (high - low) / np.float32(2**layer.bits - 1) * np.float32(2**WIDTH - 1)
+
+
+def _cut_off(name: str, low: np.float32, floor: np.float32, high: np.float32) -> Any:
+    outer = _fixed(name, floor, high)
+    inner = _fixed(f"{name}_low_range", floor, high)
+    maximum = AtLeastOutput(float(low), name=f"{name}_low", dtype="float32")
+    return lambda x: inner(maximum(outer(x)))
+
+
+@keras.saving.register_keras_serializable("tfedge")
+class AtLeastOutput(layers.Layer):
+    """Raise values below a number to it."""
+
+    def __init__(self, least: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.least = least
+
+    def call(self, inputs: Any) -> Any:
+        """The values, raised where they are too low."""
+        return ops.maximum(inputs, self.least)
+
+    def get_config(self) -> dict[str, Any]:
+        """Settings of the layer."""
+        return {**super().get_config(), "least": self.least}
 
 
 def exact_ends(layer: FakeQuantize) -> tuple[np.float32, np.float32]:
     """Minimum and maximum of a range, moved to where its zero point is a whole number."""
-    low, high = (np.float32(ops.convert_to_numpy(v)) for v in (layer.minimum, layer.maximum))
-    top = np.float32(2**layer.bits - 1)
-    for _ in range(EXACT_AFTER if high > low else 0):
-        scale = (high - low) / top
-        zero_point = np.clip(np.floor(-low / scale + np.float32(0.5)), 0, top)
-        low, high = -zero_point * scale, (top - zero_point) * scale
-    return low, high
+    return layer.exact_ends()
 
 
 def fenced(x: Any) -> Any:

@@ -1,6 +1,7 @@
 """Fake quantisation: float values that only take the levels an integer file can hold.
 
-The arithmetic is TensorFlow's `fake_quant_with_min_max_vars`, the same that TFMOT trains with.
+The arithmetic is TensorFlow's `fake_quant_with_min_max_vars`, the same that TFMOT trains with, and
+in NumPy `tfedge.affine`.
 """
 
 import inspect
@@ -14,10 +15,15 @@ import tensorflow as tf
 from keras import ops
 from keras.saving import deserialize_keras_object, serialize_keras_object
 
+from tfedge.affine import whole_zero_point
 from tfedge.engines.native.cluster_keeping import Hold, make_sets
-
-EMA_DECAY = 0.999  # TFMOT's MovingAverageQuantizer
-OUTLIERS = 5e-5  # fraction of a calibration batch that may lie outside the range, at each end
+from tfedge.engines.native.observers import (
+    OBSERVERS,
+    Observer,
+    check_observer,
+    highest,
+    lowest,
+)
 
 
 def fake_quant_weights(weights: Any, *, axis: int | None, bits: int = 8) -> Any:
@@ -78,17 +84,17 @@ class WeightSpec:
 class FakeQuantize(keras.layers.Layer):
     """Round activations to the levels of asymmetric integers, and learn their range.
 
-    While training, the range is a moving average of each batch's minimum and maximum; the first
-    batches count fully, so that no start value has to be guessed. While `observing` (calibration),
-    it holds all that was seen but the outermost 0.005 % of each batch at either end (none in a
-    batch of fewer than 20,000 values), and values pass unrounded.
+    While training, the range follows what its `Observer` makes of each batch. So it does while
+    `observing` (calibration), when values pass unrounded.
 
     Args:
-        bits: Width of the integers.
+        bits: Width of the integers, from 2 to 8.
         fixed_range: `(minimum, maximum)` that never moves, e.g. `(0, 255 / 256)` after a sigmoid.
         after_float: Whether the values come from an operator that is to stay float.
         non_negative: Whether the values are never below zero (behind a ReLU): spares the search
             for their minimum.
+        range: How the range is found: `kind` of an `Observer`.
+        percentile: As for `Observer`.
     """
 
     def __init__(
@@ -98,9 +104,13 @@ class FakeQuantize(keras.layers.Layer):
         fixed_range: tuple[float, float] | None = None,
         after_float: bool = False,
         non_negative: bool = False,
+        range: str = "moving_average",
+        percentile: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_observer(range, percentile, kinds=OBSERVERS)
+        self.observer = Observer(range, percentile)
         self.after_float = after_float
         self.non_negative = non_negative
         self.bits = bits
@@ -129,7 +139,7 @@ class FakeQuantize(keras.layers.Layer):
     @property
     def has_range(self) -> bool:
         """Whether a range is known: fixed, calibrated or trained."""
-        return self.fixed_range is not None or float(ops.convert_to_numpy(self.batches)) > 0
+        return self.fixed_range is not None or float(self.batches.numpy()) > 0
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         values = ops.cast(inputs, "float32")
@@ -144,35 +154,30 @@ class FakeQuantize(keras.layers.Layer):
 
     def _observe(self, values: Any) -> None:
         self.batches.assign_add(1.0)
-        step = ops.maximum(1.0 - EMA_DECAY, 1.0 / self.batches)
-        high = self._highest(values)
-        self._move(self.maximum, high if self.non_negative else ops.maximum(high, 0.0), step)
+        share = self.observer.share(self.batches, self.observing)
+        outside = self.observer.outside(self.observing)
+        high = highest(values, outside)
+        self._move(self.maximum, high if self.non_negative else ops.maximum(high, 0.0), share)
         if not self.non_negative:
-            self._move(self.minimum, ops.minimum(self._lowest(values), 0.0), step)
+            self._move(self.minimum, ops.minimum(lowest(values, outside), 0.0), share)
 
-    def _highest(self, values: Any) -> Any:
-        """The largest value; of the many of a calibration batch, without the few that stick out."""
-        outliers = int(OUTLIERS * np.prod(values.shape)) if self.observing else 0
-        if not outliers:
-            return ops.max(values)
-        return tf.math.top_k(tf.reshape(values, [-1]), outliers + 1).values[-1]
-
-    def _lowest(self, values: Any) -> Any:
-        """The smallest value, likewise.
-
-        While training it is no `-max(-values)`: TensorFlow 2.21's graph optimizer mixes up the axes
-        of two such expressions on tensors of unlike rank.
-        """
-        return -self._highest(-values) if self.observing else ops.min(values)
-
-    def _move(self, end: Any, seen: Any, step: Any) -> None:
+    def _move(self, end: Any, seen: Any, share: Any) -> None:
         """Move one end of the range towards what a batch showed, or all the way to include it."""
-        if not self.observing:
-            end.assign_add(step * (seen - end))
+        if not self.observer.includes(self.observing):
+            end.assign_add(share * (seen - end))
         elif end is self.maximum:
             end.assign(ops.maximum(end, seen))
         else:
             end.assign(ops.minimum(end, seen))
+
+    def exact_ends(self) -> tuple[np.float32, np.float32]:
+        """Minimum and maximum of the range, moved to where its zero point is a whole number."""
+        return whole_zero_point(self.minimum.numpy(), self.maximum.numpy(), self.bits)
+
+    def settle(self) -> None:
+        """Move the range to where its zero point is a whole number."""
+        for end, value in zip((self.minimum, self.maximum), self.exact_ends(), strict=True):
+            end.assign(value)
 
     def forget(self) -> None:
         """Go back to a range that was never learned."""
@@ -190,6 +195,8 @@ class FakeQuantize(keras.layers.Layer):
             "fixed_range": self.fixed_range,
             "after_float": self.after_float,
             "non_negative": self.non_negative,
+            "range": self.observer.kind,
+            "percentile": self.observer.percentile,
         }
 
 
@@ -273,10 +280,13 @@ class QuantizedWeights(keras.layers.Layer):
             value = self.sets[spec.name](value)
             return WeightSpec(spec.name, self.holds[spec.name].axis).fake_quant(value, self.bits)
         if self.batch_norm is None:
-            return spec.fake_quant(value, self.bits)
+            return self._rounded(spec, value)
         factor = ops.cast(ops.stop_gradient(folded_scale(self.batch_norm)), value.dtype)
         factor = ops.where(factor == 0, ops.ones_like(factor), factor)
-        return spec.fake_quant(value * factor, self.bits) / factor
+        return self._rounded(spec, value * factor) / factor
+
+    def _rounded(self, spec: WeightSpec, value: Any) -> Any:
+        return spec.fake_quant(value, self.bits)
 
     def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         if self._takes_training:

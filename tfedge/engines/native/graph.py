@@ -51,8 +51,8 @@ class Call:
 
         Layers of tfedge go by the Keras class that they are derived from.
         """
-        own, base = type(self.operation).__mro__[:2]
-        cls = base if own.__module__.partition(".")[0] == "tfedge" else own
+        ancestors = type(self.operation).__mro__
+        cls = next(c for c in ancestors if c.__module__.partition(".")[0] != "tfedge")
         return cls.__name__ if cls.__module__.partition(".")[0] == "keras" else ""
 
 

@@ -60,6 +60,12 @@ PASSES = TRAINING_ONLY | frozenset(
 )
 SUMS = frozenset({"Add", "Subtract", "Multiply"})  # layers and operations of keras.ops
 JOINS = frozenset({"Concatenate"})
+# What gives no negative value where none goes in.
+KEEPS_SIGN = (
+    (PASSES - TRAINING_ONLY)
+    | JOINS
+    | {"Dropout", "GlobalAveragePooling1D", "GlobalAveragePooling2D", "Mean", "Add", "Multiply"}
+)
 LINES = frozenset({"BatchNormalization", "Rescaling", "Normalization"})
 KNOWN = (
     frozenset(WEIGHTS)
@@ -140,10 +146,11 @@ class Placement:
         weights: Name of a layer to its weights' scale axes.
         batch_norms: Name of a Dense layer to the name of the BatchNormalization folded into it.
         reasons: Name of a call that has no quantised output of its own, to why.
-        non_negative: Those of `tensors` that a ReLU writes.
+        non_negative: Tensors that hold no value below zero.
         after_float: Those of `tensors` that an operator kept float writes.
         ranged: Names of calls whose output has a range.
         unknown: Names of calls that there is no rule for: inside, they may compute in float.
+        notes: Sentences for the reader.
     """
 
     tensors: Mapping[int, tuple[float, float] | None]
@@ -154,6 +161,7 @@ class Placement:
     after_float: frozenset[int]
     ranged: frozenset[str]
     unknown: frozenset[str]
+    notes: tuple[str, ...] = ()
 
 
 def place(
@@ -231,9 +239,7 @@ class _Placer:
             weights=weights,
             batch_norms=batch_norms,
             reasons=reasons,
-            non_negative=frozenset(
-                call.outputs[0] for call in self.graph.calls if is_fusable_relu(call)
-            ),
+            non_negative=non_negative(self.graph),
             after_float=frozenset(after_float),
             ranged=frozenset(call.name for call in self.graph.calls if call.outputs[0] in tensors),
             unknown=frozenset(unknown),
@@ -318,6 +324,17 @@ def is_fusable_relu(call: Call) -> bool:
         return activation_name(call) in {"relu", "relu6"}
     layer = call.operation
     return call.kind == "ReLU" and not float(layer.negative_slope) and not float(layer.threshold)
+
+
+def non_negative(graph: Graph) -> frozenset[int]:
+    """The tensors that hold no value below zero: behind a ReLU, and what keeps to such values."""
+    found: set[int] = set()
+    for call in graph.calls:
+        if is_fusable_relu(call):
+            found.add(call.outputs[0])
+        elif call.kind in KEEPS_SIGN and call.inputs and found.issuperset(call.inputs):
+            found.update(call.outputs)
+    return frozenset(found)
 
 
 def clip_of(call: Call) -> float | None:

@@ -1,18 +1,21 @@
 """Turn a Keras 3 model into one that trains with fake quantisation, and calibrate its ranges."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import keras
 
-from tfedge.engines.native.batch_norm import FusedBatchNormalization
+from tfedge.engines.native.bits import Bits
 from tfedge.engines.native.cluster_keeping import Hold, holds_of, keeps_fold
 from tfedge.engines.native.fake_quant import FakeQuantize, QuantizedWeights
 from tfedge.engines.native.graph import Call, Copies, Graph, build_model, read_graph
 from tfedge.engines.native.lower import lower
 from tfedge.engines.native.place import LayerRule, Placement, place
+from tfedge.engines.native.scheme import Scheme
 from tfedge.errors import DataError
+from tfedge.models import layers_of
 
 
 def prepare_quantization(
@@ -22,6 +25,7 @@ def prepare_quantization(
     keep_sparsity: bool = False,
     keep_clusters: bool = False,
     rules: Mapping[type, LayerRule] | None = None,
+    scheme: Scheme | None = None,
 ) -> tuple[Any, Placement]:
     """An own copy of `model` with fake-quantised weights and activations.
 
@@ -31,14 +35,17 @@ def prepare_quantization(
         keep_sparsity: Weights that are zero now stay zero while training.
         keep_clusters: Kernels that are clustered now keep as many distinct values.
         rules: Class of an own layer to how it is quantised.
+        scheme: Widths, ranges, freezing. Default: 8 bits, ranges by moving averages.
 
     Returns:
         The model, not compiled, and what was quantised in it.
 
     Raises:
         UnsupportedModelError: The model has no graph that can be rebuilt.
+        SettingsError: A width was asked for that a layer cannot have.
     """
     whole = frozenset(keep_float)
+    scheme = scheme or Scheme()
     simple = read_graph(lower(read_graph(model), keep=whole))
     clusters = _clusters(simple, keep_float=whole, rules=rules) if keep_clusters else {}
     unfolded = [
@@ -47,8 +54,17 @@ def prepare_quantization(
         if call.name in clusters and not keeps_fold(call.operation, clusters[call.name])
     ]
     placement = place(simple, keep_float=whole, rules=rules, unfolded=unfolded)
-    inserted = insert(simple, placement, keep_sparsity=keep_sparsity, clusters=clusters)
-    return inserted, placement
+    bits = scheme.bits(simple, placement, [layer.name for layer in layers_of(model)])
+    placement = dataclasses.replace(placement, notes=bits.notes)
+    prepared = insert(
+        simple,
+        placement,
+        keep_sparsity=keep_sparsity,
+        clusters=clusters,
+        scheme=scheme,
+        bits=bits,
+    )
+    return prepared, placement
 
 
 def _clusters(
@@ -66,7 +82,9 @@ def insert(
     placement: Placement,
     *,
     keep_sparsity: bool,
-    clusters: Mapping[str, Mapping[str, Hold]] | None = None,
+    clusters: Mapping[str, Mapping[str, Hold]],
+    scheme: Scheme,
+    bits: Bits,
 ) -> Any:
     """Build the fake-quantised model that a placement describes.
 
@@ -75,6 +93,8 @@ def insert(
         placement: What to quantise in it.
         keep_sparsity: Weights that are zero now stay zero.
         clusters: Name of a call to the clusters that its weights keep.
+        scheme: What the layers of fake quantisation are built with.
+        bits: The width of each of them.
     """
     copies = Copies()
     wrappers: dict[str, Any] = {}
@@ -83,20 +103,23 @@ def insert(
     ranges: Counter[str] = Counter()
 
     def copy_of(call: Call) -> Any:
-        is_norm = call.kind == "BatchNormalization"
-        return copies.of(call, cls=FusedBatchNormalization if is_norm else None)
+        if call.kind != "BatchNormalization":
+            return copies.of(call)
+        cls, changes = scheme.norm(call.operation)
+        return copies.of(call, cls=cls, **changes)
 
     def wrapper(call: Call) -> Any:
         if call.name not in wrappers:
             batch_norm = placement.batch_norms.get(call.name)
-            wrappers[call.name] = QuantizedWeights(
+            wrappers[call.name] = scheme.weights_class(call)(
                 copy_of(call),
                 weights=placement.weights[call.name],
+                bits=bits.weights[call.name],
                 keep_sparsity=keep_sparsity,
                 batch_norm=copy_of(calls[batch_norm]) if batch_norm else None,
                 clusters={
                     name: (hold.shape, hold.axis)
-                    for name, hold in (clusters or {}).get(call.name, {}).items()
+                    for name, hold in clusters.get(call.name, {}).items()
                 },
                 trainable=call.trainable,
             )
@@ -108,12 +131,9 @@ def insert(
         number = ranges[name]
         ranges[name] += 1
         name = f"{name}_range_{number}" if number else f"{name}_range"
-        return FakeQuantize(
-            fixed_range=placement.tensors[index],
-            after_float=index in placement.after_float,
-            non_negative=index in placement.non_negative,
-            name=name,
-        )(tensor)
+        return scheme.range_layer(index, graph, placement, bits=bits.tensors[index], name=name)(
+            tensor
+        )
 
     def emit(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if call.name in absorbed:

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from tfedge.engines.native.cluster_keeping import held_scales, is_held
 from tfedge.engines.native.export import exact_ends, linear, over_channels
 from tfedge.engines.native.fake_quant import (
     FakeQuantize,
@@ -14,7 +13,8 @@ from tfedge.engines.native.fake_quant import (
     folded_scale,
 )
 from tfedge.engines.native.graph import Call, Graph, read_graph
-from tfedge.engines.native.place import LINEAR, PASSES, WEIGHTS, folded_batch_norm
+from tfedge.engines.native.levels import kernel_steps
+from tfedge.engines.native.place import LINEAR, PASSES, folded_batch_norm
 
 
 def settle(model: Any) -> int:
@@ -34,9 +34,7 @@ def settle(model: Any) -> int:
     """
     graph = read_graph(model)
     for range_ in _ranges(graph):
-        low, high = exact_ends(range_)
-        range_.minimum.assign(low)
-        range_.maximum.assign(high)
+        range_.settle()
     count = 0
     for call in graph.calls:
         if not isinstance(call.operation, QuantizedWeights) or graph.is_shared(call):
@@ -76,9 +74,7 @@ def _settle_bias(wrapper: QuantizedWeights, batch_norm: Any, range_: FakeQuantiz
         kernel = kernel * over_channels(layer, kernel, scale)
     bias = ops.convert_to_numpy(layer.bias).astype(np.float32) if layer.use_bias else np.float32(0)
     low, high = exact_ends(range_)
-    held = is_held(wrapper)
-    steps = held_scales(wrapper, scale) if held else weight_scales(layer, kernel, wrapper.bits)
-    step = (high - low) / (2**range_.bits - 1) * steps
+    step = (high - low) / (2**range_.bits - 1) * kernel_steps(wrapper, kernel, batch_norm)
     bias = bias * scale + offset
     with np.errstate(divide="ignore", invalid="ignore"):
         missing = np.where(step > 0, np.rint(bias / step) * step - bias, 0)
@@ -88,20 +84,3 @@ def _settle_bias(wrapper: QuantizedWeights, batch_norm: Any, range_: FakeQuantiz
             batch_norm.beta.assign_add(missing)
         elif batch_norm is not None:
             batch_norm.moving_mean.assign_sub(np.where(scale == 0, 0, missing / scale))
-
-
-def weight_scales(layer: Any, kernel: np.ndarray, bits: int) -> np.ndarray:
-    """Scale of the integers of a kernel, per output channel where the layer has one for each.
-
-    Args:
-        layer: The layer that the kernel belongs to.
-        kernel: Its values, rounded.
-        bits: Width of the integers.
-
-    Returns:
-        Float32 array of shape `(channels,)`, or `()` where one scale serves the whole kernel.
-    """
-    axis = WEIGHTS[type(layer).__name__]["kernel"]
-    kept = set() if axis is None else {axis} if isinstance(axis, int) else set(axis)
-    others = tuple(i for i in range(kernel.ndim) if i not in kept)
-    return np.abs(kernel).max(axis=others).reshape(-1 if kept else ()) / (2 ** (bits - 1) - 1)
