@@ -24,6 +24,11 @@ L = keras.layers
 LOSS = "sparse_categorical_crossentropy"
 
 
+def says(model, x):
+    """Outputs at inference, without the graph that `predict` would trace."""
+    return np.asarray(model(x, training=False))
+
+
 def blocks(idle=2, count=3):
     """A network of residual blocks, of which one adds nothing."""
     keras.utils.set_random_seed(0)
@@ -50,16 +55,16 @@ def compiled(model):
     return model
 
 
-def data_of(model, samples=96):
+def data_of(model, samples=64):
     """Samples with the labels that the model itself gives them."""
     x = inputs_of(model, samples)
-    y = model.predict(x, verbose=0).argmax(axis=1)
+    y = says(model, x).argmax(axis=1)
     x = tuple(x) if isinstance(x, list) else x
     return Data(train=Split(x, y), evaluation=Split(x, y))
 
 
 def accuracy(model, split):
-    return np.mean(model.predict(split.x, verbose=0).argmax(axis=1) == split.y)
+    return np.mean(says(model, split.x).argmax(axis=1) == split.y)
 
 
 # ---------------------------------------------------------------------- the graph
@@ -149,11 +154,9 @@ def test_outputs_seen_on_the_way_are_those_of_the_models_built(name):
     x = inputs_of(model, 6)
     halves = [[a[i : i + 3] for a in x] if isinstance(x, list) else x[i : i + 3] for i in (0, 3)]
     whole, parted = outputs_without(graph, spans, halves)
-    np.testing.assert_allclose(np.concatenate(whole), model.predict(x, verbose=0), atol=1e-6)
-    for span, outputs in list(zip(spans, parted, strict=True))[:6]:
-        np.testing.assert_allclose(
-            np.concatenate(outputs), drop(graph, span).predict(x, verbose=0), atol=1e-6
-        )
+    np.testing.assert_allclose(np.concatenate(whole), says(model, x), atol=1e-6)
+    for span, outputs in list(zip(spans, parted, strict=True))[:4]:
+        np.testing.assert_allclose(np.concatenate(outputs), says(drop(graph, span), x), atol=1e-6)
 
 
 def test_every_nested_span_leaves_a_sound_graph():
@@ -166,22 +169,20 @@ def test_every_nested_span_leaves_a_sound_graph():
 # ---------------------------------------------------------------------- the stage
 
 
-@pytest.mark.parametrize("metric", [None, "accuracy"])
-@pytest.mark.parametrize("idle", [0, 1, 2])
-def test_the_block_that_adds_nothing_goes_first_and_costs_nothing(idle, metric):
+@pytest.mark.parametrize(("idle", "figure"), [(0, "accuracy"), (1, "distance"), (2, "accuracy")])
+def test_the_block_that_adds_nothing_goes_first_and_costs_nothing(idle, figure):
     model = compiled(blocks(idle))
     before = weights_of(model)
     data = data_of(model)
-    context = Context(data=data, metric=find_metric(metric) if metric else None)
+    context = Context(data=data, metric=find_metric("accuracy"))
+    if figure == "distance":
+        context = Context(data=Data(train=Split(data.train.x)))
     smaller, report = DropLayers(count=1).apply(model, context)
     assert report.metrics["dropped"] == [f"block of add_{idle}"]
-    figure = metric or "loss"
     assert report.metrics[f"{figure}_after"] == pytest.approx(report.metrics[f"{figure}_before"])
     assert accuracy(smaller, data.evaluation) == 1.0
     x = data.evaluation.x
-    np.testing.assert_allclose(
-        smaller.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6
-    )
+    np.testing.assert_allclose(says(smaller, x), says(model, x), atol=1e-6)
     gone = {f"{part}_{idle}" for part in ("conv", "bn", "relu", "last", "add")}
     assert set(report.changed) == gone
     assert {row.layer for row in report.skipped} == {la.name for la in layers_of(model)} - gone
@@ -235,10 +236,10 @@ def test_blocks_go_until_the_budget_is_met():
 
 
 def test_what_makes_the_figure_worse_than_allowed_is_put_back():
-    model = compiled(blocks())
+    model = compiled(blocks(idle=1, count=2))
     context = Context(data=data_of(model), metric=find_metric("accuracy"))
     smaller, report = DropLayers(max_worse=1e-9).apply(model, context)
-    assert "block of add_2" in report.metrics["dropped"]
+    assert "block of add_1" in report.metrics["dropped"]
     assert report.metrics["accuracy_after"] == 1.0
     assert accuracy(smaller, context.data.train) == 1.0
     assert "was put back" in report.notes[1]
@@ -257,10 +258,13 @@ def test_the_model_is_trained_on_after_every_drop_where_there_is_a_fit():
         return fit(trained, callbacks)
 
     stage = DropLayers(count=2, layers=["add_0", "add_1"])
-    plain, without_fit = stage.apply(model, Context(data=data))
     trained, report = stage.apply(model, Context(data=data, fit=watched))
     assert seen == [14, 9]
-    assert report.metrics["loss_after"] < without_fit.metrics["loss_after"]
+    loss, _ = trained.evaluate(data.train.x, data.train.y, verbose=0)
+    assert report.metrics["loss_after"] == pytest.approx(loss, rel=1e-4)
+    last = report.metrics["candidates"][-1]
+    assert last["round"] == 2
+    assert last["loss"] != pytest.approx(loss, rel=1e-4)  # as it was before the training
     assert trained.optimizer.get_config() == model.optimizer.get_config()
 
 
@@ -309,12 +313,10 @@ def test_every_model_of_the_zoo_gives_what_it_can(name, tmp_path):
     named = [*report.changed, *(row.layer for row in report.skipped)]
     assert sorted(named) == sorted(layer.name for layer in layers_of(model))
     if not report.changed:
-        np.testing.assert_allclose(
-            smaller.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6
-        )
+        np.testing.assert_allclose(says(smaller, x), says(model, x), atol=1e-6)
     smaller.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(loaded.predict(x, verbose=0), smaller.predict(x, verbose=0))
+    np.testing.assert_array_equal(says(loaded, x), says(smaller, x))
 
 
 # ---------------------------------------------------------------------- what goes wrong
