@@ -71,10 +71,13 @@ if TYPE_CHECKING:
     from tfedge.stages._base import Context
     from tfedge.stages._fit import make_fit
     from tfedge.stages.cluster import Cluster
+    from tfedge.stages.drop_layers import DropLayers
     from tfedge.stages.finetune import FineTune
+    from tfedge.stages.low_rank import LowRank
     from tfedge.stages.prune import Prune
-    from tfedge.stages.quantize import LayerRule, Quantize
+    from tfedge.stages.quantize import LayerBits, LayerRule, Quantize
     from tfedge.stages.rewrite import Rewrite
+    from tfedge.stages.sparsity_penalty import SparsityPenalty
 
 __version__ = "0.1.0"
 
@@ -83,13 +86,17 @@ _LAZY = {
     "Cluster": "tfedge.stages.cluster",
     "Context": "tfedge.stages._base",
     "Data": "tfedge.data",
+    "DropLayers": "tfedge.stages.drop_layers",
     "FineTune": "tfedge.stages.finetune",
+    "LayerBits": "tfedge.stages.quantize",
     "LayerRule": "tfedge.stages.quantize",
+    "LowRank": "tfedge.stages.low_rank",
     "Metric": "tfedge.data",
     "Prune": "tfedge.stages.prune",
     "PruneWhileTraining": "tfedge.callbacks",
     "Quantize": "tfedge.stages.quantize",
     "Rewrite": "tfedge.stages.rewrite",
+    "SparsityPenalty": "tfedge.stages.sparsity_penalty",
     "Split": "tfedge.data",
     "copy_model": "tfedge.models",
     "keras_of": "tfedge.models",
@@ -108,11 +115,14 @@ __all__ = [
     "Data",
     "DataError",
     "DelegateError",
+    "DropLayers",
     "FileFormatError",
     "FileWriteError",
     "FineTune",
     "FloatOperatorsError",
+    "LayerBits",
     "LayerRule",
+    "LowRank",
     "Metric",
     "MissingExtraError",
     "ModelError",
@@ -121,6 +131,7 @@ __all__ = [
     "Quantize",
     "Rewrite",
     "SettingsError",
+    "SparsityPenalty",
     "Split",
     "TfedgeError",
     "TfedgeWarning",

@@ -62,6 +62,12 @@ def total_macs(graph: Graph) -> int:
     return sum(macs_of(graph, call) for call in graph.calls)
 
 
+def total_parameters(graph: Graph) -> int:
+    """Weights of all layers of a graph, each layer once."""
+    layers = {id(call.operation): call.operation for call in graph.calls if call.is_layer}
+    return sum(_size(*layer.weights) for layer in layers.values())
+
+
 def peak_bytes(graph: Graph) -> int:
     """The most memory that tensors take at once when the calls run in their order, one sample.
 
