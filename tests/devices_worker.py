@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from tfedge import Cluster, Context, Data, Prune, Quantize, Split, convert
+from tfedge import Cluster, Context, Data, Prune, Quantize, SparsityPenalty, Split, convert
 from tfedge.errors import UnsupportedModelError
 from tfedge.stages.finetune import FineTune
 
@@ -29,12 +29,13 @@ def strategy_of(way):
     return tf.distribute.get_strategy()
 
 
-def stages():
+def stages(library):
     return {
         "prune": Prune(sparsity=0.5, end=0.5, frequency=1),
         "cluster": Cluster(number_of_clusters=8),
         "quantize": Quantize(keep_sparsity=True),
         "finetune": FineTune(epochs=2, batch_size=16, learning_rate=0.1),
+        **({"penalty": SparsityPenalty(kind="l1", strength=1e-3)} if library == "keras" else {}),
     }
 
 
@@ -77,7 +78,7 @@ def train(model, folder, variant):
         return model.fit(data, epochs=2, verbose=0, shuffle=False, callbacks=list(callbacks))
 
     context = Context(fit=fit, data=Data(train=Split(x, y)))
-    for name, stage in stages().items():
+    for name, stage in stages(type(model).__module__.partition(".")[0]).items():
         before = model.get_weights()
         after, _ = stage.apply(model, context)
         kept = all(map(np.array_equal, model.get_weights(), before))

@@ -19,11 +19,23 @@ import pytest
 import tf_keras
 from models import ZOO, inputs_of, labels_of, weights_of
 
-from tfedge import Context, Data, Prune, Quantize, Split, save_model
+from tfedge import (
+    Cluster,
+    Context,
+    Data,
+    DropLayers,
+    FineTune,
+    LowRank,
+    Prune,
+    Quantize,
+    Rewrite,
+    SparsityPenalty,
+    Split,
+    save_model,
+)
 from tfedge.engines.native.kernels import kernels_of
 from tfedge.models import copy_model, layers_of
 from tfedge.stages._base import AbstractTrainedStage
-from tfedge.stages.finetune import FineTune
 
 KERASES = {"keras3": keras, "tf_keras": tf_keras}
 LOSS = "sparse_categorical_crossentropy"
@@ -110,6 +122,62 @@ def rounded_to_int8(before, after):
             np.testing.assert_allclose(levels, np.rint(levels), atol=1e-3)
 
 
+def nearest_of_evenly_spaced(count):
+    """Every weight at the nearest of `count` values from the smallest to the largest weight."""
+
+    def oracle(before, after):
+        for old, new in zip(kernels(before), kernels(after), strict=True):
+            if not old.layer.trainable:
+                continue
+            values = old.variable.numpy()
+            centroids = np.linspace(values.min(), values.max(), count, dtype=np.float32)
+            gaps = np.abs(values[..., None] - centroids)
+            np.testing.assert_allclose(
+                np.abs(values - new.variable.numpy()), gaps.min(axis=-1), atol=1e-5
+            )
+            assert len(np.unique(new.variable.numpy())) <= count
+
+    return oracle
+
+
+def truncated_to_rank_one(before, after):
+    """Dense kernels that are the first term of their singular value decomposition."""
+    new, factorised = {layer.name: layer for layer in layers_of(after)}, 0
+    for layer in layers_of(before):
+        if type(layer).__name__ != "Dense" or f"{layer.name}_in" not in new:
+            continue
+        left, values, right = np.linalg.svd(layer.kernel.numpy(), full_matrices=False)
+        product = new[f"{layer.name}_in"].kernel.numpy() @ new[layer.name].kernel.numpy()
+        np.testing.assert_allclose(product, values[0] * left[:, :1] @ right[:1], atol=1e-4)
+        factorised += 1
+    assert factorised >= 1
+
+
+def only_pieces_went(before, after):
+    """What is left has the kernels that it had."""
+    old = {(k.layer.name, k.name): k.variable.numpy() for k in kernels(before, depthwise=True)}
+    left = {(k.layer.name, k.name): k.variable.numpy() for k in kernels(after, depthwise=True)}
+    assert set(left) <= set(old)
+    for key, values in left.items():
+        np.testing.assert_array_equal(values, old[key])
+
+
+def small_weights_are_zero(threshold):
+    def oracle(before, after):
+        for old, new in zip(kernels(before), kernels(after), strict=True):
+            values = old.variable.numpy()
+            if old.layer.trainable:
+                values = np.where(np.abs(values) < threshold, 0, values)
+            np.testing.assert_array_equal(new.variable.numpy(), values)
+
+    return oracle
+
+
+def same_outputs(before, after):
+    np.testing.assert_allclose(outputs(after), outputs(before), atol=1e-5)
+
+
+KERAS_3 = ("keras3",)
 CASES = {
     case.name: case
     for case in (
@@ -127,7 +195,46 @@ CASES = {
         ),
         Case(name="finetune", real=FineTune(epochs=1, batch_size=8, learning_rate=1e-3),
              oracle=trained_as_keras_trains),
+        Case(
+            name="cluster",
+            real=Cluster(number_of_clusters=6),
+            neutral=Cluster(number_of_clusters=100_000),
+            oracle=nearest_of_evenly_spaced(6),
+        ),
+        Case(
+            name="cluster_at_once",
+            real=Cluster(number_of_clusters=6, one_shot=True, kmeans_steps=0),
+            neutral=Cluster(number_of_clusters=100_000, one_shot=True),
+            oracle=nearest_of_evenly_spaced(6),
+        ),
         Case(name="quantize", real=Quantize(), oracle=rounded_to_int8, keeps_wrappers=True),
+        Case(
+            name="low_rank",
+            real=LowRank(rank=1),
+            neutral=LowRank(rank=1.0),
+            oracle=truncated_to_rank_one,
+            kerases=KERAS_3,
+        ),
+        Case(
+            name="drop_layers",
+            real=DropLayers(max_worse=100.0),
+            oracle=only_pieces_went,
+            kerases=KERAS_3,
+        ),
+        Case(
+            name="sparsity_penalty",
+            real=SparsityPenalty(kind="l1", strength=1e-4, threshold=0.02, zero_out=True),
+            neutral=SparsityPenalty(kind="l1", strength=0.0),
+            oracle=small_weights_are_zero(0.02),
+            kerases=KERAS_3,
+        ),
+        Case(
+            name="rewrite",
+            real=Rewrite(),
+            neutral=Rewrite(patterns=("drop_identity",)),
+            oracle=same_outputs,
+            kerases=KERAS_3,
+        ),
     )
 }  # fmt: skip
 PAIRS = [
