@@ -253,7 +253,7 @@ def test_training_leads_to_tfmots_clusters(settings):
 @pytest.mark.parametrize("one_shot", [False, True])
 @pytest.mark.parametrize("name", [pytest.param("dense", marks=pytest.mark.slow), "nested"])
 def test_no_kernel_has_more_values_than_asked(kind, one_shot, name):
-    model = compiled(name, KERASES[kind])
+    model = compiled(name, KERASES[kind], rate=1e-3)
     before = weights_of(model)
     stage = Cluster(number_of_clusters=5, one_shot=one_shot)
     final, report = stage.apply(model, context_of(model))
