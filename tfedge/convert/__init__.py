@@ -9,8 +9,8 @@ dynamic_int8   int8      float32       nothing
 int8           int8      int8          a model from `Quantize`, or calibration samples
 int16x8        int8      int16         calibration samples
 
-Weights that `Quantize` trained with fewer than 8 bits, or with learned steps, keep their integers in
-an int8 file; dense ones of at most 4 bits are packed as int4.
+Weights that `Quantize` trained with fewer than 8 bits, or with learned steps, keep their integers
+in an int8 file; dense ones of at most 4 bits are packed as int4.
 """
 
 import dataclasses

@@ -42,8 +42,8 @@ class Quantize(AbstractTrainedStage):
     kernels are rounded per channel (dense kernels per tensor). tf_keras models are served by TFMOT.
     The wrappers stay until `convert`, so this is the last stage.
 
-    Whatever the bits, the int8 file holds the levels that were trained: with XNNPACK its outputs are
-    those of the fake-quantised model, but for values halfway between two levels. LiteRT's own
+    Whatever the bits, the int8 file holds the levels that were trained: with XNNPACK its outputs
+    are those of the fake-quantised model, but for values halfway between two levels. LiteRT's own
     kernels round twice; there an operator may be one level off, and the fewer the bits, the more
     often.
 
