@@ -1,6 +1,6 @@
 """Quantise to 8, 4, 3 and 2 bits with moving averages and with learned steps (LSQ).
 
-A convolutional network of 1,500 weights, none to spare, is trained on the handwritten digits of
+A convolutional network of 1,490 weights, none to spare, is trained on the handwritten digits of
 scikit-learn, then trained on with weights and activations of so many bits, several seeds each. What
 is scored is the int8 file that comes out, on the evaluation split, which nothing else reads.
 
