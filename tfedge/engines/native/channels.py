@@ -90,6 +90,8 @@ class Channels:
         parts: By the `id` of a layer.
         values: Labels of each tensor, in the form of `labels.py`.
         reasons: Label to the reason why it is pinned.
+        size: How many labels there are.
+        alone: By the `id` of a layer or operation that channels are not followed through, why.
     """
 
     graph: Graph
@@ -98,6 +100,7 @@ class Channels:
     values: Mapping[int, np.ndarray]
     reasons: Mapping[int, str]
     size: int
+    alone: Mapping[int, str]
 
     def kept(self, keep: Mapping[int, Any]) -> np.ndarray:
         """Label to whether it stays.
@@ -263,7 +266,15 @@ class Tracer:
         reasons = {label: self.labels.reason(label) for label in np.unique(roots).tolist()}
         pinned = {label: reason for label, reason in reasons.items() if reason is not None}
         groups = _groups(list(self.parts.values()), pinned)
-        return Channels(self.graph, groups, self.parts, self.values, pinned, len(roots))
+        return Channels(
+            graph=self.graph,
+            groups=groups,
+            parts=self.parts,
+            values=self.values,
+            reasons=pinned,
+            size=len(roots),
+            alone=self.alone,
+        )
 
 
 def _to_roots(part: Part, roots: np.ndarray) -> None:
