@@ -152,10 +152,10 @@ def separable() -> Any:
 
 def channel_shuffle() -> Any:
     """ShuffleNet: grouped convolutions with the channels mixed between them."""
-    x = conv(conv(i := image(), 12), 12, groups=3, activation="relu")
-    x = layers.Reshape((SIDE, SIDE, 3, 4))(x)
+    x = conv(conv(i := image(), 12), 12, groups=2, activation="relu")
+    x = layers.Reshape((SIDE, SIDE, 2, 6))(x)
     x = layers.Reshape((SIDE, SIDE, 12))(layers.Permute((1, 2, 4, 3))(x))
-    x = conv(x, 9, groups=3, activation="relu")
+    x = conv(x, 8, groups=2, activation="relu")
     return ended(i, x)
 
 

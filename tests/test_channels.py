@@ -133,7 +133,7 @@ def test_an_embedding_loses_columns():
         ("bottleneck", [8, 8, 8, 16, 8, 8]),
         ("concat_then_add", [5, 4, 5]),
         ("grouped", [2, 3, 6]),
-        ("channel_shuffle", [4, 4, 3]),
+        ("channel_shuffle", [6, 3, 4]),
         ("decoder", [8, 6]),
         ("spatial_attention", [6, 5]),
         ("called_twice", [6, 4]),
