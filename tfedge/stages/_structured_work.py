@@ -15,14 +15,14 @@ from tfedge.engines.native.channel_choice import (
 )
 from tfedge.engines.native.channel_costs import fewest, keep_best, levels_of
 from tfedge.engines.native.channel_importance import score_channels
-from tfedge.engines.native.channels import Channels, Group, find_channels
-from tfedge.engines.native.costs import costs_of
-from tfedge.engines.native.graph import Graph, read_graph
+from tfedge.engines.native.channels import Channels, Group, Part, find_channels
+from tfedge.engines.native.graph import read_graph
 from tfedge.engines.native.shrink import shrink
-from tfedge.errors import SettingsError, UnsupportedModelError
+from tfedge.errors import SettingsError
 from tfedge.models import choose_layers
 from tfedge.report import Skipped, StageReport
 from tfedge.stages._base import Context
+from tfedge.stages._channel_report import changes, totals, unchanged
 from tfedge.stages.structured import BUDGETS, WITH_DATA, StructuredPrune
 
 LATENCY_TURNS = 6  # candidates that are converted and measured while looking for a latency
@@ -249,17 +249,9 @@ class Work:
             model: What came out.
             metrics: Figures that are known already.
         """
-        before, after = _sizes(self.first.graph), _sizes(read_graph(model))
-        rows = {
-            name: {figure: [own[figure], after[name][figure]] for figure in own}
-            for name, own in before.items()
-            if own != after[name] and (own["parameters"] or name in self._reshapes())
-        }
-        for figure in ("macs", "parameters"):
-            totals = [sum(own[figure] for own in side.values()) for side in (before, after)]
-            if all(own[figure] >= 0 for own in before.values()) and totals[0]:
-                metrics |= {f"{figure}_before": totals[0], f"{figure}_after": totals[1]}
-                metrics[f"{figure}_fraction"] = totals[1] / totals[0]
+        graph, after = self.first.graph, read_graph(model)
+        rows = changes(graph, after)
+        metrics |= totals(graph, after)
         if not rows and self._asks_for_less():
             self.notes.append(
                 f"Nothing was removed: round_to={self.stage.round_to} and "
@@ -279,33 +271,16 @@ class Work:
         fractions = (stage.amount or 0.0, *(stage.per_layer or {}).values())
         return any(fractions) or any(getattr(stage, name) not in (None, 1) for name in BUDGETS)
 
-    def _reshapes(self) -> set[str]:
-        """Layers that hold the number of channels in their settings, without weights."""
-        return {call.name for call in self.first.graph.calls if call.kind == "Reshape"}
-
     def _unchanged(self) -> list[Skipped]:
         """Every layer, with the reason if nothing of it goes."""
-        alone = {id(g): why for g in self.first.groups if (why := self.why_not(g)) is not None}
-        rows: dict[str, str] = {}
-        for call in self.first.graph.calls:
-            if not call.is_layer or call.name in rows:
-                continue
-            part = self.first.parts.get(id(call.operation))
-            if not call.operation.weights:
-                reason = "no weights"
-            elif part is None:
-                reason = self.first.alone.get(id(call.operation), "no channels of its own")
-            elif not part.makes:
-                reason = "the channels that it follows all stay"
-            else:
-                own = [g for g in self.first.groups if part in g.writers]
-                reason = self.first.why_whole(part)
-                reason = reason or next((alone[id(g)] for g in own if id(g) in alone), "")
-                if not reason and part.name in self.silent:
-                    reason = UNKNOWN
-                reason = reason or self._all_stay(own)
-            rows[call.name] = reason
-        return [Skipped(name, reason) for name, reason in rows.items()]
+        return unchanged(self.first, self._why_all_stay)
+
+    def _why_all_stay(self, part: Part) -> str:
+        own = [group for group in self.first.groups if part in group.writers]
+        reason = next((why for group in own if (why := self.why_not(group)) is not None), "")
+        if not reason and part.name in self.silent:
+            return UNKNOWN
+        return reason or self._all_stay(own)
 
     def _all_stay(self, groups: list[Group]) -> str:
         count = sum(group.size * group.multiplicity for group in groups)
@@ -339,27 +314,3 @@ def _by_key(channels: Channels) -> dict[tuple[str, int], Group]:
         number = sum(name == group.name for name, _ in keyed)
         keyed[group.name, number] = group
     return keyed
-
-
-def _sizes(graph: Graph) -> dict[str, dict[str, int]]:
-    """Layer to channels, multiply-accumulates and parameters; −1 where an axis has no size."""
-    try:
-        costs = {call.name: [0, 0] for call in graph.calls}
-        for cost in costs_of(graph):
-            costs[cost.name][0] += cost.macs
-            costs[cost.name][1] += cost.parameters
-    except UnsupportedModelError:
-        costs = {
-            call.name: [-1, call.operation.count_params()] for call in graph.calls if call.is_layer
-        }
-    sizes = {}
-    for call in graph.calls:
-        if call.is_layer:
-            channels = graph.specs[call.outputs[0]].shape
-            axis = 1 if getattr(call.operation, "data_format", "") == "channels_first" else -1
-            sizes[call.name] = {
-                "channels": int(channels[axis] or -1),
-                "macs": costs[call.name][0],
-                "parameters": costs[call.name][1],
-            }
-    return sizes
