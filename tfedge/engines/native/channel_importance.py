@@ -225,7 +225,7 @@ def _by_outputs(
         part.name: [_outcome(channels, call) for call in part.calls] for part in _writers(channels)
     }
     indices = list(dict.fromkeys(index for own in watched.values() for index in own))
-    probe = _probe(channels, indices)
+    probe = model_of_tensors(channels, indices)
     seen: dict[int, list[np.ndarray]] = {index: [] for index in indices}
     for rows in batches:
         x = list(rows[0]) if isinstance(rows[0], tuple) else rows[0]
@@ -261,7 +261,7 @@ def _outcome(channels: Channels, call: Call) -> int:
         call = reader
 
 
-def _probe(channels: Channels, indices: list[int]) -> Any:
+def model_of_tensors(channels: Channels, indices: list[int]) -> Any:
     """A model that returns these tensors, in layers of its own."""
     copies = Copies()
     structure = [Ref(index) for index in indices]

@@ -54,10 +54,11 @@ class Mixing:
 
     def __init__(self, part: Part) -> None:
         layer = part.layer
-        size = getattr(layer, "kernel_size", (1,))
-        plain = math.prod(size) == 1 and math.prod(getattr(layer, "strides", (1,))) == 1
-        unpadded = getattr(layer, "padding", "valid") == "valid" and "Transpose" not in part.kind
-        self.exact = plain or unpadded
+        single = math.prod(getattr(layer, "kernel_size", (1,))) == 1
+        if "Transpose" in part.kind:
+            self.exact = single and math.prod(layer.strides) == 1
+        else:
+            self.exact = single or getattr(layer, "padding", "valid") == "valid"
         self._kernel = _kernel(part)
         self.used = (self._kernel != 0).any(axis=0)
 

@@ -70,7 +70,7 @@ def find_dead(channels: Channels) -> Dead:
     for part in channels.parts.values():
         if part.over_channels:
             allowed[part.reads] = False
-    kept, last = np.ones(channels.size, bool), ()
+    kept = np.ones(channels.size, bool)
     while True:
         needed = ~allowed
         for reader in readers:

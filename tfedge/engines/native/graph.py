@@ -295,6 +295,8 @@ def copy_layer(layer: Any, *, cls: Any = None, weights: Any = None, **changes: A
         build_like(copied, layer)
         if layer.weights:
             copied.set_weights(layer.get_weights() if weights is None else weights)
+        if isinstance(copied, keras.layers.Normalization):
+            copied.finalize_state()  # its constants are derived from its weights
     return copied
 
 

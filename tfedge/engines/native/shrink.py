@@ -109,10 +109,14 @@ class _Shrinking:
             self._fill(call, layer)
         return results
 
+    def _begins_anew(self, layer: Any) -> bool:
+        """Whether a layer is to get fresh weights: it learns, or would if it were not frozen."""
+        frozen = not layer.trainable and not isinstance(layer, keras.layers.Normalization)
+        return self.fresh and bool(layer.weights) and (frozen or bool(layer.trainable_variables))
+
     def _stays(self, call: Call) -> bool:
         """Whether a layer has nothing to lose: it is copied as it was built."""
-        fresh = self.fresh and bool(call.operation.trainable_variables)
-        if fresh or id(call.operation) in self.biases:
+        if self._begins_anew(call.operation) or id(call.operation) in self.biases:
             return False
         same = [
             kept_shape(self.channels, index, self.kept)
@@ -129,10 +133,7 @@ class _Shrinking:
         changes: dict[str, Any] = {} if part is None else self._settings(part)
         if id(layer) in self.biases:
             changes["use_bias"] = True
-        if self.fresh and layer.weights:
-            changes["trainable"] = True
-        else:
-            changes["trainable"] = call.trainable
+        changes["trainable"] = call.trainable or self._begins_anew(layer)
         config = {**layer.get_config(), "name": call.name, **changes}
         build: Callable[..., Any] = type(layer).from_config
         if isinstance(layer, keras.layers.Lambda):  # its code is in memory already
@@ -146,7 +147,7 @@ class _Shrinking:
         """Note the weights of a layer that was just built."""
         source = call.operation
         part = self.channels.parts.get(id(source))
-        if self.fresh and source.trainable_variables:
+        if self._begins_anew(source):
             return
         weights = source.get_weights() if part is None else kept_weights(part, self.kept)
         if part is not None and id(source) in self.biases:
