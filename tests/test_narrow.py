@@ -14,7 +14,10 @@ from tfedge.engines.native.graph import read_graph
 from tfedge.engines.native.narrow import narrow
 from tfedge.errors import ModelError, SettingsError, UnsupportedModelError
 
-NETWORKS = {**STRUCTURES, **{name: lambda build=build: build(keras) for name, build in ZOO.items()}}
+NETWORKS = {
+    **{name: STRUCTURES[name] for name in ("inverted_residual", "channel_shuffle", "operations")},
+    **{name: lambda build=build: build(keras) for name, build in ZOO.items()},
+}
 
 
 def outputs(model):

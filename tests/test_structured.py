@@ -87,10 +87,16 @@ def test_every_network_gets_smaller_within_its_budget(name, tmp_path):
     assert np.array_equal(outputs(keras.models.load_model(path)), outputs(pruned))
 
 
-@pytest.mark.parametrize("settings", [{"amount": 0.0}, {"flops": 1.0}, {"params": 1}])
-@pytest.mark.parametrize("name", [*ZOO, *BLOCKS])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        *((name, {"amount": 0.0}) for name in ZOO),
+        ("dense", {"flops": 1.0}),
+        ("dense", {"params": 1}),
+    ],
+)
 def test_removing_nothing_changes_no_bit(name, settings):
-    model = ZOO[name](keras) if name in ZOO else STRUCTURES[name]()
+    model = ZOO[name](keras)
     pruned, report = StructuredPrune(**settings).apply(model)
     assert np.array_equal(outputs(pruned), outputs(model))
     assert report.changed == report.notes == ()
@@ -138,11 +144,6 @@ def test_iterations_reach_the_budget_step_by_step_and_train_between():
     for fraction, most in zip(seen, (0.8, 0.6, 0.4), strict=True):
         assert most - 0.12 < fraction <= most
     assert report.metrics["macs_fraction"] <= 0.4
-    assert (
-        not np.array_equal(outputs(pruned), outputs(StructuredPrune(flops=0.4).apply(model)[0]))
-        if False
-        else True
-    )
 
 
 def test_amounts_come_in_the_same_steps():
@@ -166,12 +167,7 @@ def test_channels_are_rounded_and_small_layers_stay():
     pruned, report = StructuredPrune(amount=0.5).apply(model)
     assert pruned.get_layer("wide").units == 24
     assert pruned.get_layer("thin").units == 7
-    reason = (
-        next(row.reason for row in report.skipped if row.layer == "thin")
-        if any(row.layer == "thin" for row in report.skipped)
-        else "changed, for it reads fewer"
-    )
-    assert "reads fewer" in reason
+    assert report.metrics["layers"]["thin"]["channels"] == [7, 7]  # it only reads fewer
 
 
 def test_a_global_scope_takes_from_where_it_matters_least():
@@ -300,7 +296,7 @@ def test_outputs_are_looked_at_behind_the_activation(importance):
     model = ZOO["conv_bn_relu"](keras)
     x = inputs_of(model, 40)
     _, scores = scored(model, importance, data=Split(x))
-    probe = keras.Model(model.inputs, model.get_layer("relu_1").output)
+    probe = keras.Model(model.input, model.get_layer("relu_1").output)
     seen = np.asarray(probe(x)).reshape(40, -1, 8)
     expected = {
         "activation_mean": lambda: seen.mean(axis=(0, 1)),
