@@ -1,13 +1,17 @@
 """Remove channels that are zero, constant or unread: smaller shapes, the same outputs."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tfedge.errors import UnsupportedModelError
 from tfedge.models import check_finite, check_rebuildable, compile_like, keras_of
 from tfedge.report import StageReport
 from tfedge.stages._base import AbstractStage, Context
 from tfedge.stages._fit import measured
+
+if TYPE_CHECKING:
+    from tfedge.engines.native.channels import Channels
+    from tfedge.engines.native.dead import Dead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +61,19 @@ class RemoveDead(AbstractStage):
         from tfedge.engines.native.dead import find_dead
         from tfedge.engines.native.graph import read_graph
         from tfedge.engines.native.shrink import shrink
-        from tfedge.stages._channel_report import changes, totals, unchanged
 
         channels = find_channels(read_graph(model))
         dead = find_dead(channels)
         smaller = compile_like(shrink(channels, dead.kept, biases=dead.biases), model)
+        metrics = {**measured(model, context, "before"), **measured(smaller, context, "pruned")}
+        return smaller, self._report(channels, dead, smaller, metrics)
+
+    def _report(
+        self, channels: "Channels", dead: "Dead", smaller: Any, metrics: dict[str, Any]
+    ) -> StageReport:
+        from tfedge.engines.native.graph import read_graph
+        from tfedge.stages._channel_report import changes, totals, unchanged
+
         after = read_graph(smaller)
         rows = changes(channels.graph, after)
         skipped = unchanged(channels, lambda part: "none of its channels is dead")
@@ -71,17 +83,16 @@ class RemoveDead(AbstractStage):
             for name, count in dead.padded.items()
         ]
         notes += [f"All channels of {name} are dead; one stays." for name in dead.last]
-        return smaller, StageReport(
+        removed = sum(
+            int((~dead.kept[group.labels]).sum()) * group.multiplicity for group in channels.groups
+        )
+        return StageReport(
             stage=self.name,
             changed=tuple(rows),
             skipped=tuple(row for row in skipped if row.layer not in rows),
             metrics={
-                **measured(model, context, "before"),
-                **measured(smaller, context, "pruned"),
-                "channels_removed": sum(
-                    int((~dead.kept[group.labels]).sum()) * group.multiplicity
-                    for group in channels.groups
-                ),
+                **metrics,
+                "channels_removed": removed,
                 **totals(channels.graph, after),
                 "layers": rows,
             },

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -286,7 +287,7 @@ def _by_gradients(
     sources = {
         part.name: _learned(channels, part, importance == "taylor") for part in _writers(channels)
     }
-    variables = [v.value for own in sources.values() for v, _ in own]
+    variables = [variable for own in sources.values() for variable, _ in own]
     scores = {group.index: np.zeros(group.size) for group in channels.groups}
     count = 0
     for rows in batches:
@@ -347,11 +348,15 @@ def _first_and_rest(axis: int) -> Turn:
 def _gradients(model: Any, variables: list[Any], rows: tuple[Any, ...]) -> list[np.ndarray]:
     x, y, weight = (*rows, None, None)[:3]
     x = list(x) if isinstance(x, tuple) else x
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(variables)
+    tensors = [tf.convert_to_tensor(variable.value) for variable in variables]
+    values = list(
+        zip(variables, tensors, strict=True)
+    )  # so that copies on several devices work too
+    with tf.GradientTape(watch_accessed_variables=False) as tape, keras.StatelessScope(values):
+        tape.watch(tensors)
         outputs = model(x, training=False)
         loss = model.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=weight)
-    found = tape.gradient(loss, variables, unconnected_gradients="zero")
+    found = tape.gradient(loss, tensors, unconnected_gradients="zero")
     return [np.asarray(tf.convert_to_tensor(gradient), np.float64) for gradient in found]
 
 

@@ -17,7 +17,7 @@ from tfedge.engines.native.channel_moves import (
     channel_axis,
     through_spatial,
 )
-from tfedge.engines.native.channels import Axes, Part, Tracer
+from tfedge.engines.native.channel_tracer import Axes, Part, Tracer
 from tfedge.engines.native.graph import Call
 from tfedge.engines.native.labels import placed, varying
 from tfedge.engines.native.lower import activation_name
