@@ -135,11 +135,14 @@ def distilling(fit: Fit, teacher: Any) -> Fit | None:
 
 def scaled(model: Any, macs: int, seed: int) -> Any:
     """A fresh network of the same architecture, its width chosen for that many operations."""
-    widths = np.arange(0.4, 1.0, 0.01)
-    sizes = {float(w): narrow(model, float(w), round_to=1, seed=seed) for w in widths}
-    below = {w: total_macs(read_graph(m)) for w, m in sizes.items()}
-    width = min(below, key=lambda w: abs(below[w] - macs))
-    return sizes[width]
+    low, high, near = 0.0, 1.0, {}
+    for _ in range(8):
+        middle = (low + high) / 2
+        student = narrow(model, middle, round_to=1, seed=seed)
+        size = total_macs(read_graph(student))
+        near[abs(size - macs)] = student
+        low, high = (middle, high) if size < macs else (low, middle)
+    return near[min(near)]
 
 
 def pruned(base: Any, data: Data, setting: Setting, seed: int, teacher: Any = None) -> Any:
