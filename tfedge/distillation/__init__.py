@@ -22,7 +22,7 @@ from tfedge.distillation.settings import Distillation, Feature
 
 _LAZY = {
     "Distiller": "tfedge.distillation.distiller",
-    "distiller_of": "tfedge.distillation.distilling_models",
+    "LegacyDistiller": "tfedge.distillation.legacy_distiller",
     "angle_loss": "tfedge.distillation.losses",
     "attention_loss": "tfedge.distillation.losses",
     "distance_loss": "tfedge.distillation.losses",

@@ -31,6 +31,11 @@ class TeacherCache:
         self._folder = None if folder is None else Path(folder)
         self._held: dict[str, list[np.ndarray]] = {}
 
+    @property
+    def on_disk(self) -> bool:
+        """Whether it outlives this object."""
+        return self._folder is not None
+
     def outputs(self, teacher: Any, x: Any) -> list[np.ndarray]:
         """What a teacher says of all samples; it is asked where that is not known yet.
 
@@ -47,25 +52,24 @@ class TeacherCache:
         """
         key = cache_key(teacher, x)
         if key not in self._held:
-            ask = _asked(teacher, x) if self._folder is None else self._on_disk(key, teacher, x)
+            whole = None if self._folder is None else self._folder / f"teacher-{key}"
+            said = _asked(teacher, x) if whole is None else _on_disk(whole, teacher, x)
+            # of each teacher, only what it said of the latest data
             self._held = {k: v for k, v in self._held.items() if k[:40] != key[:40]}
-            self._held[key] = ask
+            self._held[key] = said
         return self._held[key]
 
-    def _on_disk(self, key: str, teacher: Any, x: Any) -> list[np.ndarray]:
-        assert_folder = self._folder
-        if assert_folder is None:  # narrowed for the type checker
-            raise FileWriteError("There is no folder to keep a teacher's outputs in.")
-        whole = assert_folder / f"teacher-{key}"
-        if not whole.is_dir():
-            try:
-                _fill(whole, teacher, x)
-            except OSError as error:
-                raise FileWriteError(
-                    f"What the teacher says could not be written to `{assert_folder}`: {error}. "
-                    "Free some space, or keep it in memory: `cache=True`."
-                ) from error
-        return [np.load(path, mmap_mode="r") for path in _files(whole)]
+
+def _on_disk(whole: Path, teacher: Any, x: Any) -> list[np.ndarray]:
+    if not whole.is_dir():
+        try:
+            _fill(whole, teacher, x)
+        except OSError as error:
+            raise FileWriteError(
+                f"What the teacher says could not be written to `{whole.parent}`: {error}. Free "
+                "some space, or keep it in memory: `cache=True`."
+            ) from error
+    return [np.load(path, mmap_mode="r") for path in _files(whole)]
 
 
 def cache_key(teacher: Any, x: Any) -> str:

@@ -10,6 +10,7 @@ import tensorflow as tf
 from tfedge.data.nests import Arrays, as_arrays, concatenate, leaves, map_leaves
 from tfedge.distillation.caching import TeacherCache
 from tfedge.distillation.lesson import LABELLED, LABELS, TEACHERS, WEIGHTS
+from tfedge.distillation.lookup import with_teachers
 from tfedge.errors import DataError, SettingsError
 
 
@@ -59,9 +60,12 @@ class Pack:
                 f"{type(self.x).__name__} as training data. Set `cache=False` to run the teacher "
                 "in the training step."
             )
-        from tfedge.distillation.lookup import with_teachers
-
-        self.arguments["x"] = with_teachers(self.x, teachers)
+        if cache.on_disk:
+            raise SettingsError(
+                "What a teacher says of arrays is kept on disk. Received: a tf.data.Dataset, whose "
+                "samples are known only when they come. Set `cache=True`, which keeps it in memory."
+            )
+        self.arguments["x"], self.said = with_teachers(self.x, teachers)
 
     def _pack_arrays(
         self, teachers: Sequence[Any], cache: TeacherCache | None, unlabelled: Arrays | None

@@ -109,13 +109,13 @@ class Distillation:
     cache: bool | str | os.PathLike[str] = True
     unlabelled: Any = None
     kind: str | None = None
-    _opened: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    opened: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_positive(self.temperature, "temperature")
         check_kind(self.kind)
         self._check_weights()
-        object.__setattr__(self, "features", _features(self.features))
+        object.__setattr__(self, "features", as_features(self.features))
         self._check_teachers()
         if not isinstance(self.cache, bool | str | os.PathLike):
             raise SettingsError(
@@ -158,9 +158,9 @@ class Distillation:
         """
 
         def distilling(model: Any, callbacks: Sequence[Any] = ()) -> Any:
-            with self.teaching(model) as session:
+            with self.teaching(model) as teaching:
                 result = fit(model, callbacks)
-            if not session.fits:
+            if not teaching.fits:
                 raise TrainingError(
                     "Distillation works in the `fit` of the model that it is given. Received: a "
                     "function that did not call `model.fit` of that model (it trains a copy, or in "
@@ -186,8 +186,8 @@ class Distillation:
         """
         from tfedge.distillation.teaching import taught
 
-        with taught(self, student) as session:
-            yield session
+        with taught(self, student) as teaching:
+            yield teaching
 
     def _share(self) -> float:
         return ALPHA if self.alpha is None else float(self.alpha)
@@ -233,7 +233,12 @@ class Distillation:
             )
 
 
-def _features(given: Any) -> tuple[Feature, ...]:
+def as_features(given: Any) -> tuple[Feature, ...]:
+    """Features as a user may give them: one, several, or a mapping of layer to layer.
+
+    Raises:
+        SettingsError: They are something else.
+    """
     if isinstance(given, Mapping):
         return tuple(Feature(student=ours, teacher=theirs) for ours, theirs in given.items())
     if isinstance(given, Feature):

@@ -12,13 +12,11 @@ import numpy as np
 from tfedge.data.nests import leaves, map_leaves
 from tfedge.distillation.forms import Port, ports_of
 from tfedge.distillation.recording import Recorder
-from tfedge.errors import SettingsError
+from tfedge.errors import SettingsError, TrainingError
 from tfedge.models import check_finite, import_keras, is_model, load_model
 from tfedge.runtime import open_model
 
 BATCH = 256  # samples that a teacher sees at once where its outputs are kept
-
-Teacher = "KerasTeacher | FileTeacher"
 
 
 def open_teacher(source: Any) -> "KerasTeacher | FileTeacher":
@@ -70,7 +68,7 @@ class KerasTeacher:
         self.features = tuple(dict.fromkeys(features))
         self.recorder = Recorder(model, self.features, "teacher")
         self._tf = import_keras("tensorflow")
-        self._run: Any = None
+        self._graphs: dict[str, Any] = {}
 
     def with_features(self, features: Sequence[str]) -> "KerasTeacher":
         """The same teacher, whose layers of these names speak too."""
@@ -103,21 +101,22 @@ class KerasTeacher:
         Args:
             x: An array, or a tuple or dict of them.
         """
-        given = map_leaves(self._tf.convert_to_tensor, x)
-        given = list(given) if isinstance(given, tuple) else given
+        tensors = map_leaves(self._tf.convert_to_tensor, x)
+        given: Any = list(tensors) if isinstance(tensors, tuple) else tensors
         with self.listening():
-            if self._run is None:
-                self._run = self._traced(given)
-            said, seen = self._run(given)
+            said, seen = self._traced(given)(given)
         return [tensor.numpy() for tensor in (*said, *seen)]
 
     def _traced(self, given: Any) -> Any:
-        """The teacher as one graph for any number of samples."""
+        """The teacher as one graph for any number of samples of this shape and type."""
         tf = self._tf
         specs = tf.nest.map_structure(
             lambda part: tf.TensorSpec((None, *part.shape[1:]), part.dtype), given
         )
-        return tf.function(self.__call__, autograph=False).get_concrete_function(specs)
+        if repr(specs) not in self._graphs:
+            function = tf.function(self.__call__, autograph=False)
+            self._graphs[repr(specs)] = function.get_concrete_function(specs)
+        return self._graphs[repr(specs)]
 
     def identity(self, sample: Any) -> bytes:
         """A digest that another teacher does not have: of weights, and of what it says."""
@@ -187,8 +186,6 @@ def check_finite_outputs(values: Sequence[np.ndarray], teacher: Any, start: int)
     Raises:
         TrainingError: It does; the sample is named.
     """
-    from tfedge.errors import TrainingError
-
     for array in values:
         bad = ~np.isfinite(np.asarray(array, np.float32)).reshape(len(array), -1).all(axis=1)
         if bad.any():

@@ -1,19 +1,20 @@
 """Let every `fit` of a model learn from a teacher, and leave the model as it was."""
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfedge.data.nests import Arrays, leaves, map_leaves
+from tfedge.data.nests import Arrays, map_leaves
 from tfedge.distillation import packing
 from tfedge.distillation.caching import TeacherCache
 from tfedge.distillation.forms import Form, ports_of, student_form, teacher_form
 from tfedge.distillation.lesson import Lesson
+from tfedge.distillation.lookup import known_samples
 from tfedge.distillation.matching import check_fit, match_outputs
 from tfedge.distillation.projections import Projection
 from tfedge.distillation.recording import Recorder, replaced
@@ -25,27 +26,8 @@ from tfedge.models import is_compiled, keras_of
 PROBED = 64  # samples that the form of outputs and the shapes of layers are read from
 
 
-@dataclass
-class Session:
-    """A student with a teacher.
-
-    Attributes:
-        fits: Trainings so far.
-        projections: Of the last training, by place of the feature.
-    """
-
-    fits: int = 0
-    projections: Sequence[Projection | None] = ()
-
-
-@contextmanager
-def taught(
-    settings: Distillation,
-    model: Any,
-    student: Any = None,
-    matrices: Sequence[np.ndarray | None] = (),
-) -> Iterator[Session]:
-    """While the block runs, every `model.fit` learns from the teacher.
+class Teaching:
+    """A student and its teachers, checked to fit together; trains with the loss of both.
 
     The loss is put into the model's own training step, so that what looks at `callback.model`,
     constraints and wrappers finds the model that it knows.
@@ -56,32 +38,77 @@ def taught(
         student: The model in it that has the graph. Default: `model` itself.
         matrices: Projections to go on from, by place of the feature.
 
+    Attributes:
+        fits: Trainings so far.
+
     Raises:
         SettingsError: Teacher and student do not fit together.
     """
-    student = model if student is None else student
-    keras_of(model)
-    teachers = _open(settings)
-    check_fit(teachers, student, settings)
-    session = Session()
-    original = model.fit
 
-    def fit(*args: Any, **kwargs: Any) -> Any:  # as Keras's own is called
-        bound = inspect.signature(original).bind(*args, **kwargs)
-        session.fits += 1
-        if not is_compiled(model):
+    def __init__(
+        self,
+        settings: Distillation,
+        model: Any,
+        student: Any = None,
+        matrices: Mapping[int, np.ndarray] | None = None,
+    ) -> None:
+        self._settings, self._model = settings, model
+        self._student = model if student is None else student
+        self._teachers = _open(settings)
+        check_fit(self._teachers, self._student, settings)
+        self._matrices = dict(matrices or {})
+        self._projections: Sequence[Projection | None] = ()
+        self.fits = 0
+
+    def fit(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call Keras's `fit` of the model, with the teacher.
+
+        Args:
+            original: It.
+            *args: Its arguments, as Keras takes them.
+            **kwargs: Its arguments, as Keras takes them.
+        """
+        self.fits += 1
+        if not is_compiled(self._model):
             return original(*args, **kwargs)  # which says so
-        training = _Training(settings, model, student, teachers, bound.arguments, matrices)
-        session.projections = training.projections
+        training = _Training(
+            self._settings,
+            self._model,
+            self._student,
+            self._teachers,
+            inspect.signature(original).bind(*args, **kwargs).arguments,
+            self._matrices,
+        )
+        self._projections = training.projections
         return training.run(original)
 
-    with replaced((model, "fit", fit)):
-        yield session
+    def matrices(self) -> dict[int, np.ndarray]:
+        """The projections that the last training left, by place of the feature."""
+        found = {place: p.matrix for place, p in enumerate(self._projections) if p is not None}
+        return {**self._matrices, **found}
+
+
+@contextmanager
+def taught(settings: Distillation, student: Any) -> Iterator[Teaching]:
+    """While the block runs, every `student.fit` learns from the teacher.
+
+    Args:
+        settings: The distillation.
+        student: A model of either Keras.
+
+    Raises:
+        SettingsError: Teacher and student do not fit together.
+    """
+    keras_of(student)
+    teaching = Teaching(settings, student)
+    fit = functools.partial(teaching.fit, student.fit)
+    with replaced((student, "fit", fit)):
+        yield teaching
 
 
 def _open(settings: Distillation) -> list[Any]:
     """The teachers of a distillation, opened once, and the cache that goes with it."""
-    opened = settings._opened
+    opened = settings.opened
     if not opened:
         wanted = list(dict.fromkeys(feature.teacher for feature in settings.features))
         folder = None if isinstance(settings.cache, bool) else settings.cache
@@ -100,12 +127,12 @@ class _Training:
         student: Any,
         teachers: Sequence[Any],
         arguments: Mapping[str, Any],
-        matrices: Sequence[np.ndarray | None],
+        matrices: Mapping[int, np.ndarray],
     ) -> None:
         self._settings, self._model, self._student = settings, model, student
         self._teachers = teachers
         self._recorder = Recorder(student, [f.student for f in settings.features], "student")
-        cache = None if settings.cache is False else settings._opened["cache"]
+        cache = None if settings.cache is False else settings.opened["cache"]
         self._pack = packing.Pack(dict(arguments), teachers, cache, settings.unlabelled)
         self._probe = packing.first_samples(self._pack.x, PROBED)
         self._said = self._what_teachers_say()
@@ -166,6 +193,7 @@ class _Training:
                     (model, "reset_metrics", lambda: lesson.reset_metrics(reset)),
                 )
             )
+            stack.enter_context(known_samples())
             _forget_traces(model)
             return original(**self._pack.arguments)
 
@@ -177,8 +205,7 @@ class _Training:
             return None
         probe: Arrays = self._probe
         if self._pack.said is not None:
-            count = len(leaves(probe)[0])
-            return [[np.asarray(part[:count]) for part in said] for said in self._pack.said]
+            return [[np.asarray(part[:PROBED]) for part in said] for said in self._pack.said]
         return [teacher.outputs(probe) for teacher in self._teachers]
 
     def _forms(self, orders: Sequence[Sequence[int]]) -> list[tuple[Form, list[Form]]]:
@@ -216,7 +243,7 @@ class _Training:
         return self._student_says
 
     def _projection(
-        self, place: int, feature: Feature, outputs: int, matrices: Sequence[np.ndarray | None]
+        self, place: int, feature: Feature, outputs: int, matrices: Mapping[int, np.ndarray]
     ) -> Projection | None:
         if self._student_outputs() is None or self._said is None:
             raise DataError(
@@ -243,9 +270,8 @@ class _Training:
         if own[-1] == theirs[-1]:
             return None
         projection = Projection(self._model, own[-1], theirs[-1], seed=place)
-        before = matrices[place] if place < len(matrices) else None
-        if before is not None:
-            projection.set_matrix(before)
+        if place in matrices:
+            projection.set_matrix(matrices[place])
         return projection
 
 
