@@ -64,9 +64,7 @@ def test_a_saved_distiller_goes_on_where_it_was(kind, tmp_path):
         k.utils.set_random_seed(first)
         distiller.fit(X, Y, initial_epoch=first, epochs=last, batch_size=16, verbose=0)
 
-    distiller = cls(
-        ZOO["dense"](k), tmp_path / "teacher.keras", temperature=3.0, features=features
-    )
+    distiller = cls(ZOO["dense"](k), tmp_path / "teacher.keras", temperature=3.0, features=features)
     distiller.compile(k.optimizers.SGD(0.05, momentum=0.9), LOSS)
     fitted(distiller, 0, 1)
     distiller.save(tmp_path / "distiller.keras")

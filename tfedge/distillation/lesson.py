@@ -133,8 +133,12 @@ class Lesson:
             there = parts.labelled > 0
             logs = dict(compute(x, *(_only(value, there) for value in given[1:])))
         if taught is not None:
-            logs |= {name: mean.result() for name, mean in self._means.items()}
+            logs |= self.losses()
         return logs
+
+    def losses(self) -> dict[str, Any]:
+        """The mean losses of the epoch so far, by name."""
+        return {name: mean.result() for name, mean in self._means.items()}
 
     def reset_metrics(self, reset: Callable[[], None]) -> None:
         """As Keras does before an epoch."""

@@ -43,6 +43,7 @@ class Pack:
         self.said: list[list[np.ndarray]] | None = None
         self.x = given.get("x")
         self.arguments = given
+        self.has_labels = given.get("y") is not None or _brings_labels(self.x)
         if _is_arrays(self.x):
             self._pack_arrays(teachers, cache, unlabelled)
             return
@@ -117,6 +118,12 @@ def first_samples(x: Any, count: int) -> Arrays | None:
     elif not _is_arrays(x):
         return None
     return map_leaves(lambda leaf: leaf[:count], as_arrays(_as_numpy(x), "x"))
+
+
+def _brings_labels(x: Any) -> bool:
+    if isinstance(x, tf.data.Dataset):
+        return isinstance(x.element_spec, tuple) and len(x.element_spec) > 1
+    return not _is_arrays(x)
 
 
 def _is_arrays(x: Any) -> bool:

@@ -193,6 +193,8 @@ class _Training:
                     (model, "reset_metrics", lambda: lesson.reset_metrics(reset)),
                 )
             )
+            if not self._pack.has_labels:  # nor are there metrics
+                stack.enter_context(replaced((model, "get_metrics_result", lesson.losses)))
             stack.enter_context(known_samples())
             _forget_traces(model)
             return original(**self._pack.arguments)
