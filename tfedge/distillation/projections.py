@@ -49,9 +49,7 @@ class Projection:
             tape.watch(matrix)
             rows = losses.feature_loss(tf.stop_gradient(student), teacher, matrix)
             mean = losses.weighted_mean(rows, weights)
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        gradient = tape.gradient(mean, matrix) / replicas  # optimizers add up those of all
-        self._optimizer.apply_gradients([(gradient, self._matrix)])
+        self._optimizer.apply_gradients([(tape.gradient(mean, matrix), self._matrix)])
         return losses.feature_loss(student, teacher, matrix)
 
     @property

@@ -271,6 +271,14 @@ class _Training:
             )
         if own[-1] == theirs[-1]:
             return None
+        if self._model.distribute_strategy.num_replicas_in_sync > 1:
+            raise SettingsError(
+                "A learned projection trains on one device: its updates and the student's would "
+                f"wait for each other on several. Received: {feature.student!r} with {own[-1]} "
+                f"channels, {feature.teacher!r} with {theirs[-1]}, under a strategy of "
+                f"{self._model.distribute_strategy.num_replicas_in_sync} replicas. Take layers of "
+                "as many channels, or 'attention' or 'relational'."
+            )
         projection = Projection(self._model, own[-1], theirs[-1], seed=place)
         if place in matrices:
             projection.set_matrix(matrices[place])
