@@ -3,10 +3,11 @@
     python benchmarks/distillation.py [--seeds 5] [--epochs 30] [--steps 200]
 
 The setting is fixed: MNIST with 2,000 labels drawn by class, the other 58,000 training images
-without labels. A teacher (two convolutions, 128 dense units) trains on the 2,000 labels. The
-student (16 dense units) trains twice for as many steps with the same optimizer: on the labels
-alone, and with the teacher on all images. Nothing is chosen by the test images, which are read
-once per student.
+without labels. A teacher (two convolutions, 256 dense units) trains on the 2,000 labels. The
+student (16 dense units) trains with the teacher on all images, and without it on the labels: for as
+many epochs, and for as many steps, of which the better one in the mean is the one to beat. All
+start from the same weights with the same optimizer. Nothing is chosen by the test images but that
+one, which favours the student without a teacher.
 
 Claims, checked with the figures of this run (exit code 1 if one fails):
   - the student with a teacher beats the one without by more than 2 standard errors (paired);
@@ -28,7 +29,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras  # noqa: E402  # the environment comes first
 import numpy as np  # noqa: E402
-import tensorflow as tf  # noqa: E402
 
 from tfedge.data import load_dataset  # noqa: E402
 from tfedge.distillation import Distillation  # noqa: E402
@@ -41,11 +41,12 @@ BATCH = 64
 WARM = 5
 LOSS = "sparse_categorical_crossentropy"
 TEMPERATURE, ALPHA = 4.0, 0.9
+SHORT, LONG, TAUGHT = "alone, epochs", "alone, steps", "with teacher"
 MOST_STEP, MOST_OF_KERAS = 1.1, 0.5
 
 
 def make_teacher():
-    """Two convolutions and 128 dense units, 421,642 parameters."""
+    """Two convolutions and 256 dense units: 431,242 parameters."""
     layers = keras.layers
     return keras.Sequential(
         [
@@ -97,18 +98,19 @@ def one_seed(data, seed, epochs):
     teacher.fit(labelled.x, labelled.y, batch_size=BATCH, epochs=40, verbose=0)
     seconds["teacher"] = time.perf_counter() - started
     start = compiled(make_student())
-    alone, taught = copy_model(start), copy_model(start)
+    short, long, taught = (copy_model(start) for _ in range(3))
     steps = -(-len(data.train) // BATCH) * epochs
     passes = steps // -(-LABELS // BATCH)
-    started = time.perf_counter()
-    alone.fit(labelled.x, labelled.y, batch_size=BATCH, epochs=passes, verbose=0)
-    seconds["alone"] = time.perf_counter() - started
+    for name, model, count in ((SHORT, short, epochs), (LONG, long, passes)):
+        started = time.perf_counter()
+        model.fit(labelled.x, labelled.y, batch_size=BATCH, epochs=count, verbose=0)
+        seconds[name] = time.perf_counter() - started
     distillation = Distillation(teacher, temperature=TEMPERATURE, alpha=ALPHA, unlabelled=others)
     started = time.perf_counter()
     with distillation.teaching(taught):
         taught.fit(labelled.x, labelled.y, batch_size=BATCH, epochs=epochs, verbose=0)
-    seconds["with teacher"] = time.perf_counter() - started  # the filling of the cache is in it
-    models = {"teacher": teacher, "alone": alone, "with teacher": taught}
+    seconds[TAUGHT] = time.perf_counter() - started  # the filling of the cache is in it
+    models = {"teacher": teacher, SHORT: short, LONG: long, TAUGHT: taught}
     return {name: accuracy(model, data.evaluation) for name, model in models.items()}, seconds
 
 
@@ -129,8 +131,6 @@ class Variant:
         model: Compiled.
         x: Images.
         y: Labels.
-        steps: To be timed.
-        teaching: What lets its fit learn from a teacher, or none.
     """
 
     def __init__(self, model, x, y):
@@ -138,7 +138,7 @@ class Variant:
         self.times = []
 
     def run(self, steps):
-        """Time the median step of a short fit."""
+        """Fit for so many steps, and keep how long each took after the first few."""
         times, last = [], [0.0]
 
         def begin(batch, logs):
@@ -147,16 +147,12 @@ class Variant:
         def end(batch, logs):
             times.append(1000 * (time.perf_counter() - last[0]))
 
-        callback = keras.callbacks.LambdaCallback(
-            on_train_batch_begin=begin, on_train_batch_end=end
-        )
-        started = time.perf_counter()
+        watch = keras.callbacks.LambdaCallback(on_train_batch_begin=begin, on_train_batch_end=end)
         count = (steps + WARM) * BATCH
         self.model.fit(
-            self.x[:count], self.y[:count], batch_size=BATCH, verbose=0, callbacks=[callback]
+            self.x[:count], self.y[:count], batch_size=BATCH, verbose=0, callbacks=[watch]
         )
         self.times += times[WARM:]
-        return time.perf_counter() - started
 
 
 def step_costs(data, steps, turns):
@@ -218,25 +214,25 @@ def fill_seconds(teacher, x):
 
 
 def print_accuracies(rows):
-    names = ("teacher", "alone", "with teacher")
-    print(f"{'seed':>4}" + "".join(f"{name:>14}" for name in names)
-          + "".join(f"{f's {name}':>16}" for name in names))  # fmt: skip
+    names = ("teacher", SHORT, LONG, TAUGHT)
+    print(f"{'seed':>4}" + "".join(f"{name:>15}" for name in names)
+          + "".join(f"{f's, {name}':>18}" for name in names))  # fmt: skip
     for seed, (scores, seconds) in enumerate(rows):
-        print(f"{seed:>4}" + "".join(f"{scores[name]:>14.2%}" for name in names)
-              + "".join(f"{seconds[name]:>16.1f}" for name in names), flush=True)  # fmt: skip
+        print(f"{seed:>4}" + "".join(f"{scores[name]:>15.2%}" for name in names)
+              + "".join(f"{seconds[name]:>18.1f}" for name in names), flush=True)  # fmt: skip
 
 
 def judge_gain(rows):
     """Whether the teacher helps by more than 2 standard errors, as a claim in words."""
-    gains = [scores["with teacher"] - scores["alone"] for scores, _ in rows]
+    means = {name: statistics.mean(scores[name] for scores, _ in rows) for name in (SHORT, LONG)}
+    best = max(means, key=lambda name: means[name])
+    gains = [scores[TAUGHT] - scores[best] for scores, _ in rows]
     mean = statistics.mean(gains)
     if len(gains) < 2:
-        return f"gain {100 * mean:+.2f} points, one seed: no standard error", False
+        return f"gain {100 * mean:+.2f} points over {best!r}, one seed: no standard error", False
     error = statistics.stdev(gains) / len(gains) ** 0.5
-    return (
-        f"gain {100 * mean:+.2f} points, standard error {100 * error:.2f}: more than 2 of them",
-        mean > 2 * error,
-    )
+    claim = f"gain {100 * mean:+.2f} points over {best!r}, above 2 standard errors of "
+    return f"{claim}{100 * error:.2f}", mean > 2 * error
 
 
 def main():
@@ -246,7 +242,6 @@ def main():
     parser.add_argument("--steps", type=int, default=200, help="timed steps in each turn")
     parser.add_argument("--turns", type=int, default=5, help="turns of each variant")
     arguments = parser.parse_args()
-    tf.config.experimental.enable_op_determinism()
     data = load_dataset("mnist")
     medians, counts, filling = step_costs(data, arguments.steps, arguments.turns)
     print(f"{'variant':18}{'ms/step':>9}{'steps':>8}")
