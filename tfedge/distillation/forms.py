@@ -1,6 +1,7 @@
 """Tell what the outputs of a model are: logits, probabilities, or values."""
 
 import sys
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 
 from tfedge.errors import DataError, SettingsError
 from tfedge.models import is_functional, keras_of, layers_of
+from tfedge.models.looking import KERASES
 
 KINDS = ("classes", "binary", "values")
 PASSING = frozenset({
@@ -98,15 +100,14 @@ def _activation_of(model: Any, name: str) -> str | None:
 def _activation(layer: Any) -> str | None:
     while "layer" in vars(layer):  # a wrapper
         layer = vars(layer)["layer"]
-    kind = type(layer).__name__
-    if kind == "Softmax":
+    if type(layer).__name__ == "Softmax":
         return "softmax"
     function = vars(layer).get("activation")
-    if function is None:
-        return None
-    inner = vars(function).get("activation", function) if hasattr(function, "__dict__") else None
-    name = getattr(inner, "__name__", type(inner).__name__)
-    return {"Linear": "linear"}.get(name, str(name))
+    if isinstance(function, types.FunctionType):
+        return function.__name__
+    # TFMOT puts an object around the activation of a layer that it quantises
+    inner = None if function is None else vars(function).get("activation")
+    return inner.__name__ if isinstance(inner, types.FunctionType) else None
 
 
 def student_form(
@@ -183,7 +184,8 @@ def _are_probabilities(outputs: np.ndarray, kind: str) -> bool:
 
 def _kind_by_loss(loss: Any) -> str | None:
     names = [loss] if isinstance(loss, str) else [cls.__name__ for cls in type(loss).__mro__]
-    names.append(getattr(loss, "__name__", ""))
+    if isinstance(loss, types.FunctionType):
+        names = [loss.__name__]
     squashed = " ".join(names).replace("_", "").lower()
     if "binarycrossentropy" in squashed or "binaryfocal" in squashed:
         return "binary"
@@ -198,6 +200,10 @@ def _kind_by_activation(activation: str | None) -> str | None:
 
 
 def _from_logits(loss: Any) -> bool | None:
-    if loss is None or isinstance(loss, str) or not hasattr(loss, "get_config"):
-        return False if isinstance(loss, str) and _kind_by_loss(loss) else None
-    return loss.get_config().get("from_logits")
+    """What a loss of Keras's takes; of others, `None`."""
+    if isinstance(loss, str):
+        return False if _kind_by_loss(loss) else None
+    bases: list[Any] = [sys.modules[name].losses.Loss for name in KERASES if name in sys.modules]
+    own = isinstance(loss, tuple(bases))
+    config: dict[str, Any] = loss.get_config() if own else {}
+    return config.get("from_logits")

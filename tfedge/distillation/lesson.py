@@ -12,6 +12,7 @@ from tfedge.distillation.forms import Form
 from tfedge.distillation.projections import Projection
 from tfedge.distillation.recording import Recorder
 from tfedge.distillation.settings import Distillation
+from tfedge.errors import SettingsError
 from tfedge.models import import_keras, keras_of
 
 # What a batch's y holds where more than labels travels with the samples.
@@ -74,6 +75,7 @@ class Lesson:
         self._projections = projections
         self._class_weight = class_weight
         self._keras = import_keras(keras_of(model))
+        self.steps = self.lessons = 0  # traced, of the training step and of the loss in it
         self._now = threading.local()  # every replica is traced in a thread of its own
         names = ["loss", "label_loss", "teacher_loss"]
         names += ["feature_loss"] if settings.features else []
@@ -91,6 +93,7 @@ class Lesson:
             parts = replace(parts, teachers=tuple((*outs, *seen) for outs, seen in said))
         self._now.parts = parts
         self._recorder.start()
+        self.steps += 1
         try:
             return step((x, parts.labels, parts.weights))
         finally:
@@ -103,6 +106,7 @@ class Lesson:
         others["sample_weight"] = _times(parts.weights, parts.labelled)
         if taught is None:
             return compute(x=x, y=parts.labels, **others)
+        self.lessons += 1
         settings, regularisation = self._settings, _sum(self._model.losses) / _replicas()
         own = regularisation
         if parts.labels is not None:
@@ -129,12 +133,24 @@ class Lesson:
             logs = {}
         elif parts.labelled is None:
             logs = dict(compute(*given))
+        elif self._model.jit_compile:
+            self._check_no_metrics()
+            logs = dict(compute(*given))
         else:
             there = parts.labelled > 0
             logs = dict(compute(x, *(_only(value, there) for value in given[1:])))
         if taught is not None:
             logs |= self.losses()
         return logs
+
+    def _check_no_metrics(self) -> None:
+        config = self._model.get_compile_config()
+        if config.get("metrics") or config.get("weighted_metrics"):
+            raise SettingsError(
+                "Metrics leave out samples without a label, and XLA knows no batches whose size "
+                "depends on their content. Received: metrics, samples without labels and "
+                "jit_compile=True. Compile with `jit_compile=False`, or without metrics."
+            )
 
     def losses(self) -> dict[str, Any]:
         """The mean losses of the epoch so far, by name."""

@@ -52,6 +52,13 @@ def with_teachers(dataset: Any, teachers: Sequence[Any]) -> tuple[Any, list[list
         said[who] = _asked(dataset, teachers)
     table, outputs = said[who]
     told = tf.nest.map_structure(tf.constant, tuple(tuple(parts) for parts in outputs))
+    pack = _packing(table, told)
+    joined = dataset.map(pack, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return joined, outputs
+
+
+def _packing(table: Any, told: Any) -> Any:
+    """The function that joins to a batch what was told of its samples."""
 
     def packed(*element: Any) -> Any:
         x, y, weights = (*element, None, None)[:3]
@@ -64,9 +71,7 @@ def with_teachers(dataset: Any, teachers: Sequence[Any]) -> tuple[Any, list[list
         content |= {} if weights is None else {WEIGHTS: weights}
         return x, content
 
-    return dataset.map(packed, num_parallel_calls=tf.data.AUTOTUNE).prefetch(
-        tf.data.AUTOTUNE
-    ), outputs
+    return packed
 
 
 @contextmanager

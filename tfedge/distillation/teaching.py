@@ -20,7 +20,7 @@ from tfedge.distillation.projections import Projection
 from tfedge.distillation.recording import Recorder, replaced
 from tfedge.distillation.settings import Distillation, Feature
 from tfedge.distillation.teachers import open_teacher
-from tfedge.errors import DataError, SettingsError
+from tfedge.errors import DataError, SettingsError, TrainingError
 from tfedge.models import is_compiled, keras_of
 
 PROBED = 64  # samples that the form of outputs and the shapes of layers are read from
@@ -157,47 +157,25 @@ class _Training:
     def run(self, original: Callable[..., Any]) -> Any:
         """Train."""
         model, lesson = self._model, self._lesson
-        step, compute, score, reset = (
-            model.train_step,
-            model.compute_loss,
-            model.compute_metrics,
-            model.reset_metrics,
-        )
-        has_training = "training" in inspect.signature(compute).parameters
-
-        def compute_loss(
-            x: Any = None,
-            y: Any = None,
-            y_pred: Any = None,
-            sample_weight: Any = None,
-            training: bool = True,
-        ) -> Any:
-            others = {"y_pred": y_pred, "sample_weight": sample_weight}
-            if has_training:
-                others["training"] = training
-            return lesson.compute_loss(compute, x, y, **others)
-
-        def compute_metrics(x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-            return lesson.compute_metrics(score, x, y, y_pred, sample_weight)
-
         with ExitStack() as stack:
             stack.callback(_forget_traces, model)  # last: traced anew without the teacher
             stack.enter_context(self._recorder.listening())
             for teacher in self._teachers if self._pack.asks_in_step else ():
                 stack.enter_context(teacher.listening())
-            stack.enter_context(
-                replaced(
-                    (model, "train_step", lambda data: lesson.train_step(step, data)),
-                    (model, "compute_loss", compute_loss),
-                    (model, "compute_metrics", compute_metrics),
-                    (model, "reset_metrics", lambda: lesson.reset_metrics(reset)),
-                )
-            )
+            stack.enter_context(replaced(*_methods(model, lesson)))
             if not self._pack.has_labels:  # nor are there metrics
                 stack.enter_context(replaced((model, "get_metrics_result", lesson.losses)))
             stack.enter_context(known_samples())
             _forget_traces(model)
-            return original(**self._pack.arguments)
+            result = original(**self._pack.arguments)
+        if lesson.steps and not lesson.lessons:
+            raise TrainingError(
+                "Distillation works in `compute_loss`. Received: "
+                f"`{model.name}`, whose class `{type(model).__name__}` has a `train_step` that "
+                "computes its loss without it, so that the teacher was not heard. Call "
+                "`self.compute_loss(x=…, y=…, y_pred=…, sample_weight=…)` in it."
+            )
+        return result
 
     # ------------------------------------------------------------------ looking before training
 
@@ -283,6 +261,38 @@ class _Training:
         if place in matrices:
             projection.set_matrix(matrices[place])
         return projection
+
+
+def _methods(model: Any, lesson: Lesson) -> list[tuple[Any, str, Callable[..., Any]]]:
+    """What stands in for the methods of a model that Keras calls while it trains."""
+    step, compute, score, reset = (
+        model.train_step,
+        model.compute_loss,
+        model.compute_metrics,
+        model.reset_metrics,
+    )
+    has_training = "training" in inspect.signature(compute).parameters
+
+    def compute_loss(
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        others = {"y_pred": y_pred, "sample_weight": sample_weight}
+        others |= {"training": training} if has_training else {}
+        return lesson.compute_loss(compute, x, y, **others)
+
+    def compute_metrics(x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        return lesson.compute_metrics(score, x, y, y_pred, sample_weight)
+
+    return [
+        (model, "train_step", lambda data: lesson.train_step(step, data)),
+        (model, "compute_loss", compute_loss),
+        (model, "compute_metrics", compute_metrics),
+        (model, "reset_metrics", lambda: lesson.reset_metrics(reset)),
+    ]
 
 
 def _forget_traces(model: Any) -> None:
