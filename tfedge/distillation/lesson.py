@@ -95,7 +95,8 @@ class Lesson:
         self._recorder.start()
         self.steps += 1
         try:
-            return step((x, parts.labels, parts.weights))
+            pack = self._keras.utils.pack_x_y_sample_weight
+            return step(pack(x, parts.labels, parts.weights))
         finally:
             self._now.parts = None
 
