@@ -77,8 +77,10 @@ class Lesson:
         self._keras = import_keras(keras_of(model))
         self.steps = self.lessons = 0  # traced, of the training step and of the loss in it
         self._now = threading.local()  # every replica is traced in a thread of its own
-        names = ["loss", "label_loss", "teacher_loss"]
+        names = ["label_loss", "teacher_loss"]
         names += ["feature_loss"] if settings.features else []
+        if keras_of(model) == "tf_keras":  # whose own `loss` is that of the labels
+            names.append("loss")
         with model.distribute_strategy.scope():
             self._means = {name: self._keras.metrics.Mean(name=name) for name in names}
 
@@ -131,7 +133,7 @@ class Lesson:
         parts = taught or self._parts(y, sample_weight)
         given = (x, parts.labels, y_pred, parts.weights)
         if parts.labels is None:
-            logs = {}
+            logs = self.all_losses()
         elif parts.labelled is None:
             logs = dict(compute(*given))
         elif self._model.jit_compile:
@@ -143,6 +145,11 @@ class Lesson:
         if taught is not None:
             logs |= self.losses()
         return logs
+
+    def all_losses(self) -> dict[str, Any]:
+        """The same with the whole loss, for an epoch without metrics."""
+        own = {m.name: m.result() for m in self._model.metrics if m.name == "loss"}
+        return own | self.losses()
 
     def _check_no_metrics(self) -> None:
         config = self._model.get_compile_config()
@@ -228,9 +235,9 @@ class Lesson:
         return total / _replicas()
 
     def _note(self, rows: Mapping[str, Any], samples: Any) -> None:
-        for name, value in rows.items():
-            seen = tf.cast(value, tf.float32) * _replicas()  # each holds its replica's share
-            self._means[name].update_state(seen, sample_weight=tf.cast(samples, tf.float32))
+        for name, mean in self._means.items():
+            seen = tf.cast(rows[name], tf.float32) * _replicas()  # each holds its replica's share
+            mean.update_state(seen, sample_weight=tf.cast(samples, tf.float32))
 
 
 def _is_packed(y: Mapping[str, Any]) -> bool:

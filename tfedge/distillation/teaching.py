@@ -164,7 +164,7 @@ class _Training:
                 stack.enter_context(teacher.listening())
             stack.enter_context(replaced(*_methods(model, lesson)))
             if not self._pack.has_labels:  # nor are there metrics
-                stack.enter_context(replaced((model, "get_metrics_result", lesson.losses)))
+                stack.enter_context(replaced((model, "get_metrics_result", lesson.all_losses)))
             stack.enter_context(known_samples())
             _forget_traces(model)
             result = original(**self._pack.arguments)
