@@ -28,9 +28,11 @@ from tfedge import (
     LowRank,
     Prune,
     Quantize,
+    RemoveDead,
     Rewrite,
     SparsityPenalty,
     Split,
+    StructuredPrune,
     save_model,
 )
 from tfedge.engines.native.kernels import kernels_of
@@ -173,6 +175,17 @@ def small_weights_are_zero(threshold):
     return oracle
 
 
+def smaller_and_reported(before, after):
+    """Kernels of the filters that stay are slices of those that were, and fewer."""
+    new = {layer.name: layer for layer in layers_of(after)}
+    for old in kernels(before, depthwise=True):
+        values = old.variable.numpy()
+        left = kernels_of(new[old.layer.name], depthwise=True)[0].variable.numpy()
+        assert all(a <= b for a, b in zip(left.shape, values.shape, strict=True))
+        assert np.isin(left, values).all()
+    assert after.count_params() < before.count_params()
+
+
 def same_outputs(before, after):
     np.testing.assert_allclose(outputs(after), outputs(before), atol=1e-5)
 
@@ -208,6 +221,20 @@ CASES = {
             oracle=nearest_of_evenly_spaced(6),
         ),
         Case(name="quantize", real=Quantize(), oracle=rounded_to_int8, keeps_wrappers=True),
+        Case(
+            name="structured_prune",
+            real=StructuredPrune(amount=0.5, round_to=1, min_channels=2),
+            neutral=StructuredPrune(amount=0.0),
+            oracle=smaller_and_reported,
+            kerases=KERAS_3,
+        ),
+        Case(
+            name="remove_dead",
+            real=RemoveDead(),
+            neutral=RemoveDead(),
+            oracle=same_outputs,
+            kerases=KERAS_3,
+        ),
         Case(
             name="low_rank",
             real=LowRank(rank=1),

@@ -3,9 +3,14 @@
 The way through::
 
     Keras model ──stages──▶ smaller Keras model ──convert──▶ .tflite ──▶ device
-                  Prune                           float32 · float16     open_model
-                  Quantize                        dynamic_int8 · int8   verify
-                  FineTune                        int16x8               benchmark
+                  Prune · Cluster                 float32 · float16     open_model
+                  StructuredPrune · RemoveDead    dynamic_int8 · int8   verify
+                  LowRank · Rewrite · DropLayers  int16x8               benchmark
+                  SparsityPenalty · FineTune
+                  Quantize
+
+Every stage that trains takes `fit(model, callbacks)`; `Distillation(teacher).wrap(fit)` teaches
+under any of them. `analyze` says where a model's costs lie and which stage would help.
 
 In a script of one's own::
 
@@ -31,8 +36,9 @@ Without TensorFlow, from a base install (`inspect_model`, `open_model`, `benchma
     with tfedge.open_model("model_int8.tflite") as model:
         probabilities = model.predict(images)
 
-From a shell: `tfedge demo`, `tfedge init`, `tfedge optimize`, `tfedge report`, `tfedge compare`,
-`tfedge convert`, `tfedge inspect`, `tfedge verify`, `tfedge benchmark`, `tfedge doctor`.
+From a shell: `tfedge demo`, `tfedge init`, `tfedge analyze`, `tfedge optimize`, `tfedge report`,
+`tfedge compare`, `tfedge convert`, `tfedge inspect`, `tfedge verify`, `tfedge benchmark`, `tfedge
+doctor`.
 
 Importing `tfedge` loads no TensorFlow; the names that need it load it when they are used.
 """
@@ -40,6 +46,7 @@ Importing `tfedge` loads no TensorFlow; the names that need it load it when they
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from tfedge.affine import dequantize_values, quantize_values
 from tfedge.analyze import analyze
 from tfedge.benchmark import benchmark
 from tfedge.convert import convert
@@ -65,8 +72,18 @@ from tfedge.runtime import open_model
 from tfedge.verify import verify
 
 if TYPE_CHECKING:
-    from tfedge.callbacks import PruneWhileTraining
+    from tfedge.callbacks import (
+        ClusterLogger,
+        Progress,
+        PruneWhileTraining,
+        QuantizationRangeLogger,
+        SparsityLogger,
+        StopAtDrop,
+        TFLiteCheckpoint,
+    )
     from tfedge.data import Data, Metric, Split, load_calibration, load_dataset
+    from tfedge.distillation import Distillation, Distiller, Feature, LegacyDistiller
+    from tfedge.engines.native.narrow import narrow
     from tfedge.models import copy_model, keras_of, load_model, save_model, to_keras3
     from tfedge.stages._base import Context
     from tfedge.stages._fit import make_fit
@@ -76,63 +93,92 @@ if TYPE_CHECKING:
     from tfedge.stages.low_rank import LowRank
     from tfedge.stages.prune import Prune
     from tfedge.stages.quantize import LayerBits, LayerRule, Quantize
+    from tfedge.stages.remove_dead import RemoveDead
     from tfedge.stages.rewrite import Rewrite
+    from tfedge.stages.sensitivity import sensitivity
     from tfedge.stages.sparsity_penalty import SparsityPenalty
+    from tfedge.stages.structured import StructuredPrune
 
 __version__ = "0.1.0"
 
 # Where the names live that are loaded when they are first used.
 _LAZY = {
     "Cluster": "tfedge.stages.cluster",
+    "ClusterLogger": "tfedge.callbacks",
     "Context": "tfedge.stages._base",
     "Data": "tfedge.data",
+    "Distillation": "tfedge.distillation",
+    "Distiller": "tfedge.distillation",
     "DropLayers": "tfedge.stages.drop_layers",
+    "Feature": "tfedge.distillation",
     "FineTune": "tfedge.stages.finetune",
     "LayerBits": "tfedge.stages.quantize",
     "LayerRule": "tfedge.stages.quantize",
+    "LegacyDistiller": "tfedge.distillation",
     "LowRank": "tfedge.stages.low_rank",
     "Metric": "tfedge.data",
+    "Progress": "tfedge.callbacks",
     "Prune": "tfedge.stages.prune",
     "PruneWhileTraining": "tfedge.callbacks",
+    "QuantizationRangeLogger": "tfedge.callbacks",
     "Quantize": "tfedge.stages.quantize",
+    "RemoveDead": "tfedge.stages.remove_dead",
     "Rewrite": "tfedge.stages.rewrite",
+    "SparsityLogger": "tfedge.callbacks",
     "SparsityPenalty": "tfedge.stages.sparsity_penalty",
     "Split": "tfedge.data",
+    "StopAtDrop": "tfedge.callbacks",
+    "StructuredPrune": "tfedge.stages.structured",
+    "TFLiteCheckpoint": "tfedge.callbacks",
     "copy_model": "tfedge.models",
     "keras_of": "tfedge.models",
     "load_calibration": "tfedge.data",
     "load_dataset": "tfedge.data",
     "load_model": "tfedge.models",
     "make_fit": "tfedge.stages._fit",
+    "narrow": "tfedge.engines.native.narrow",
     "save_model": "tfedge.models",
+    "sensitivity": "tfedge.stages.sensitivity",
     "to_keras3": "tfedge.models",
 }
 
 __all__ = [
     "Cluster",
+    "ClusterLogger",
     "Context",
     "ConversionError",
     "Data",
     "DataError",
     "DelegateError",
+    "Distillation",
+    "Distiller",
     "DropLayers",
+    "Feature",
     "FileFormatError",
     "FileWriteError",
     "FineTune",
     "FloatOperatorsError",
     "LayerBits",
     "LayerRule",
+    "LegacyDistiller",
     "LowRank",
     "Metric",
     "MissingExtraError",
     "ModelError",
+    "Progress",
     "Prune",
     "PruneWhileTraining",
+    "QuantizationRangeLogger",
     "Quantize",
+    "RemoveDead",
     "Rewrite",
     "SettingsError",
+    "SparsityLogger",
     "SparsityPenalty",
     "Split",
+    "StopAtDrop",
+    "StructuredPrune",
+    "TFLiteCheckpoint",
     "TfedgeError",
     "TfedgeWarning",
     "TrainingError",
@@ -143,14 +189,18 @@ __all__ = [
     "benchmark",
     "convert",
     "copy_model",
+    "dequantize_values",
     "inspect_model",
     "keras_of",
     "load_calibration",
     "load_dataset",
     "load_model",
     "make_fit",
+    "narrow",
     "open_model",
+    "quantize_values",
     "save_model",
+    "sensitivity",
     "to_keras3",
     "verify",
 ]
