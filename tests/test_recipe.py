@@ -11,7 +11,8 @@ from tfedge.errors import SettingsError
 from tfedge.recipe import Recipe, as_recipe, json_schema, load_recipe, named, to_yaml
 from tfedge.recipe.budget import Budget, Figure, next_strength
 from tfedge.recipe.settings import drop_of
-from tfedge.recipe.steps import PARTS, Plan, finetune, fp16, prune, qat, w8a8
+from tfedge.recipe.steps import PARTS, STAGES, Plan, finetune, fp16, prune, qat, w8a8
+from tfedge.recipe.strengths import STRENGTHS
 
 BASE = {"model": "m.keras", "data": "digits"}
 
@@ -34,6 +35,11 @@ def written(tmp_path, text):
         ("w8a8", ["quantize"], ("float32", "int8")),
         ("fp16_w8", [], ("float32", "float16", "dynamic_int8")),
         ("w8a16", [], ("float32", "int16x8")),
+        (
+            "structured50_lowrank_prune80_cluster16_w8a8",
+            ["structured_prune", "low_rank", "prune", "cluster", "quantize"],
+            ("float32", "int8"),
+        ),
     ],
 )
 def test_a_name_is_decoded_into_steps_and_modes(name, stages, modes):
@@ -55,6 +61,8 @@ def test_plans_add_up_as_names_do():
         ("prune80_w8b8", "Did you mean 'w8a8'"),
         ("prune100_w8a8", "1 to 99"),
         ("prune0", "1 to 99"),
+        ("structured100", "1 to 99"),
+        ("cluster1_w8a8", "at least 2 clusters"),
         ("w8a8_prune80", "last step"),
         ("w8a8_qat", "last step"),
         ("", "made of parts"),
@@ -247,3 +255,62 @@ def test_the_reference_in_the_readme_is_a_recipe_with_every_key(tmp_path, monkey
     recipe = as_recipe(values)
     assert set(values) == {f.name for f in dataclasses.fields(Recipe)} - {"name", "unsafe"}
     assert [step.stage for step in recipe.stages] == ["prune", "finetune", "quantize"]
+
+
+# ---------------------------------------------------------------------- all stages
+
+
+USUAL = {
+    "rewrite": {"patterns": ["silu_to_hard_silu"]},
+    "drop_layers": {"flops": "auto"},
+    "low_rank": {"flops": "auto"},
+    "structured_prune": {"params": 0.5},
+    "remove_dead": None,
+    "sparsity_penalty": {"kind": "l1", "strength": 1e-4},
+    "prune": {"sparsity": "auto"},
+    "cluster": {"number_of_clusters": "auto"},
+    "finetune": {"distill": "baseline"},
+    "quantize": {"weight_bits": 4, "per_layer": {"classes": {"weights": 8}}},
+}
+
+
+def test_every_stage_is_a_step_that_yaml_gives_back():
+    assert list(USUAL) == list(STAGES)
+    recipe = as_recipe({**BASE, "max_drop": 1, "stages": [{k: v} for k, v in USUAL.items()]})
+    again = as_recipe(yaml.safe_load(to_yaml(recipe)))
+    assert again == recipe
+    assert again.steps[-2].distill == {"teacher": "baseline"}
+
+
+@pytest.mark.parametrize(("stage", "strengths"), STRENGTHS.items())
+def test_the_fraction_that_a_strength_takes_away_leads_back_to_it(stage, strengths):
+    for strength in strengths:
+        if strength.setting == "threshold":  # by the model's own weights
+            continue
+        for value in (strength.usual, strength.from_fraction(strength.top, dict)):
+            fraction = strength.to_fraction(value, dict)
+            assert 0 < fraction < 1
+            assert strength.from_fraction(fraction, dict) == pytest.approx(value, rel=1e-3)
+
+
+def test_fewer_clusters_are_the_stronger_setting():
+    clusters = STRENGTHS["cluster"][0]
+    values = [clusters.from_fraction(f, dict) for f in (0.8, clusters.first, 0.93, clusters.top)]
+    assert values == sorted(values, reverse=True) and values[1] == 16 and values[-1] == 2
+
+
+@pytest.mark.parametrize(
+    ("step", "match"),
+    [
+        ({"cluster": {"number_of_clusters": 1}}, "2"),
+        ({"cluster": {"clusters": 4}}, "no setting 'clusters'"),
+        ({"low_rank": {"energy": "auto"}}, "`auto` stands for one setting"),
+        ({"structured_prune": {"flops": 1.5}}, "flops"),
+        ({"finetune": {"distill": {"temprature": 3}}}, "Did you mean 'temperature'"),
+        ({"finetune": {"distill": {"alpha": 2}}}, "alpha"),
+        ({"finetune": {"distill": 3}}, "`distill` of a step is a teacher"),
+    ],
+)
+def test_wrong_settings_of_the_new_steps_are_refused(step, match):
+    with pytest.raises(SettingsError, match=match):
+        as_recipe({**BASE, "max_drop": 1, "stages": [step]})

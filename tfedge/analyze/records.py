@@ -22,7 +22,13 @@ STAGES: Mapping[str, str] = {
     "Quantize": "quantize",
 }
 # What a recipe says of the stages whose strength the budget chooses.
-SEARCHED: Mapping[str, Any] = {"prune": {"sparsity": "auto"}, "quantize": "auto"}
+SEARCHED: Mapping[str, Any] = {
+    "low_rank": {"flops": "auto"},
+    "structured_prune": {"flops": "auto"},
+    "prune": {"sparsity": "auto"},
+    "cluster": {"number_of_clusters": "auto"},
+    "quantize": "auto",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

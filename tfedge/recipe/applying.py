@@ -3,6 +3,7 @@
 import importlib.util
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,43 @@ from tfedge.stages._base import Context, Fit
 from tfedge.stages._fit import make_fit
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What earlier steps gave a model.
+
+    Attributes:
+        zeros: Whether it was pruned.
+        clusters: Whether it was clustered.
+    """
+
+    zeros: bool = False
+    clusters: bool = False
+
+    def settings(self, step: Step) -> dict[str, bool]:
+        """The settings of quantisation that keep it, unless the step says otherwise."""
+        if step.stage != "quantize":
+            return {}
+        given = {"keep_sparsity": self.zeros, "keep_clusters": self.clusters}
+        return {name: True for name, value in given.items() if value and name not in step.settings}
+
+
+def quantized_by_calibration(step: Step, model: Any, data: Data, kept: Kept, seed: int) -> Any:
+    """A model ready for int8, without training.
+
+    Args:
+        step: The step `quantize`.
+        model: The model; comes out as it was.
+        data: Holds the calibration samples.
+        kept: What earlier steps gave the model.
+        seed: Of the stage.
+    """
+    stage = make_stage(step, **kept.settings(step))
+    prepared, _ = stage.apply(model, Context(data=Data(calibration=data.calibration), seed=seed))
+    return prepared
+
+
 def applied(
-    step: Step, strength: Mapping[str, float], model: Any, context: Context, sparse: bool
+    step: Step, strength: Mapping[str, float], model: Any, context: Context, kept: Kept
 ) -> tuple[Any, StageReport]:
     """A model after a step, and what the stage did.
 
@@ -25,11 +61,9 @@ def applied(
         strength: The setting that the budget moves, with its value.
         model: The model; comes out as it was.
         context: What the stage may use.
-        sparse: Whether the model was pruned: its zeros are kept.
+        kept: What earlier steps gave the model, for quantisation to keep.
     """
-    changes: dict[str, Any] = dict(strength)
-    if step.stage == "quantize" and sparse:
-        changes["keep_sparsity"] = step.settings.get("keep_sparsity", True)
+    changes: dict[str, Any] = {**strength, **kept.settings(step)}
     stage = make_stage(step, **changes)
     if step.stage == "finetune" or (step.stage == "prune" and stage.at_once):
         if step.stage == "finetune":
@@ -42,6 +76,16 @@ def applied(
     return stage.apply(model, context)
 
 
+# Of a setting that the budget moves: how a step with it is called.
+TITLES: Mapping[str, Callable[[str, float], str]] = {
+    "sparsity": lambda stage, value: f"prune to {100 * value:.4g} % zeros",
+    "threshold": lambda stage, value: f"prune weights below {value:.3g}",
+    "number_of_clusters": lambda stage, value: f"cluster to {value:g} values",
+    "flops": lambda stage, value: f"{stage.replace('_', ' ')} to {100 * value:.4g} % of the MACs",
+    "params": lambda stage, value: f"{stage.replace('_', ' ')} to {100 * value:.4g} % of weights",
+}
+
+
 def title_of(step: Step, strength: Mapping[str, float]) -> str:
     """What a step does, for people.
 
@@ -49,12 +93,12 @@ def title_of(step: Step, strength: Mapping[str, float]) -> str:
         >>> title_of(Step(stage="prune", settings={"sparsity": 0.8}), {"sparsity": 0.8})
         'prune to 80 % zeros'
     """
-    if "sparsity" in strength:
-        return f"prune to {100 * strength['sparsity']:.4g} % zeros"
-    if "threshold" in strength:
-        return f"prune weights below {strength['threshold']:.3g}"
+    taught = " with a teacher" if step.distill else ""
+    for name, value in strength.items():
+        if name in TITLES:
+            return f"{TITLES[name](step.stage, value)}{taught}"
     names = {"finetune": "train on", "quantize": "quantization-aware training"}
-    return names.get(step.stage, step.stage)
+    return f"{names.get(step.stage, step.stage.replace('_', ' '))}{taught}"
 
 
 def fit_of(

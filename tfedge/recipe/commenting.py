@@ -60,6 +60,13 @@ KEYS: Mapping[str, tuple[str, str]] = {
 
 STAGES: Mapping[str, str] = {
     "prune": "Set weights to zero, as many as max_drop allows; sparsity: 0.8 sets 80 % of them.",
+    "rewrite": "Replace layers by cheaper ones; what costs more than max_drop is taken back.",
+    "drop_layers": "Leave out residual blocks and layers, those that are missed least.",
+    "low_rank": "Write kernels as products of smaller ones; flops: 0.5 leaves half of the MACs.",
+    "structured_prune": "Remove filters and neurons; flops: 0.5 leaves half of the MACs.",
+    "remove_dead": "Remove channels that are zero or constant; outputs stay the same.",
+    "sparsity_penalty": "Train with a penalty that makes weights small, before they are pruned.",
+    "cluster": "Give every kernel a few distinct values, which pack better.",
     "finetune": "Train on.",
     "auto": "To int8: by calibration, or trained quantization-aware where that loses too much; "
     "calibrate or train in place of auto does one of them.",

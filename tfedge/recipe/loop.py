@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfedge.errors import TfedgeError, TrainingError
+from tfedge.errors import SettingsError, TfedgeError, TrainingError
 from tfedge.files import write_whole
 from tfedge.recipe.applying import title_of
 from tfedge.recipe.budget import next_strength
@@ -149,7 +149,7 @@ class _Search:
             if fraction is None:
                 break
             base = accepted[-1] if accepted and moved.repeats else state
-            made = self._tried(index, step, base, fraction)
+            made = self._tried(index, step, base, fraction, searched=asked == AUTO)
             if made is not None and self._judged(made):
                 accepted.append(made)
                 strongest = fraction
@@ -159,11 +159,19 @@ class _Search:
                 weakest = fraction
         return accepted
 
-    def _tried(self, index: int, step: Step, base: State, fraction: float) -> State | None:
-        """A trial, or `None` where its training came to nothing: a row of the report says why."""
+    def _tried(
+        self, index: int, step: Step, base: State, fraction: float, *, searched: bool
+    ) -> State | None:
+        """A trial, or `None` where it came to nothing: a row of the report says why.
+
+        That is a training that failed or, of strengths that nobody asked for by number, one that
+        the model cannot have.
+        """
         try:
             return self.work.trial(index, step, base, fraction=fraction)
-        except TrainingError as error:
+        except (TrainingError, SettingsError) as error:
+            if isinstance(error, SettingsError) and not searched:
+                raise
             row = StepRecord(
                 step=f"{index + 1}-{step.stage}",
                 title=title_of(step, self.work.strength(step, base, fraction)),
@@ -213,7 +221,7 @@ class _Search:
             way = "calibration" if mode in ("int8", "int16x8") else ""
             return (*self.work.convert(state, mode, way), state)
         if step.way in ("auto", "calibrate"):
-            made = self.work.convert(state, mode, "calibration")
+            made = self.work.convert(state, mode, "calibration", step)
             if step.way == "calibrate" or made[0].outcome == "accepted" or not self.work.trains:
                 return (*made, state)
             self.rejected.append(made[0])

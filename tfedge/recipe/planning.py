@@ -9,6 +9,7 @@ from typing import Any
 
 from tfedge.data import Data, check_data, find_function
 from tfedge.data.functions import is_reference
+from tfedge.errors import SettingsError
 from tfedge.models import check_finite, copy_model, load_model
 from tfedge.recipe.judge import Judge
 from tfedge.recipe.loading import can_train, load_data
@@ -16,6 +17,7 @@ from tfedge.recipe.loop import MOST_TRIALS
 from tfedge.recipe.settings import Recipe
 from tfedge.recipe.steps import Step, make_stage
 from tfedge.report import Record, Skipped
+from tfedge.stages._base import AbstractTrainedStage, Context
 from tfedge.stages._fit import make_fit
 
 TIMED_SAMPLES = 256
@@ -149,7 +151,7 @@ def _planned(
     calibrated = step.stage == "quantize" and step.way == "calibrate"
     steps = 0 if calibrated else trials * epochs * math.ceil(samples / settings["batch_size"])
     cost = 2.0 if step.stage == "quantize" else 1.1  # of a step, against plain training
-    changed, skipped = _layers(step, model)
+    changed, skipped = _layers(step, model, data)
     reasons: dict[str, tuple[str, ...]] = {}
     for row in skipped:
         reasons[row.reason] = (*reasons.get(row.reason, ()), row.layer)
@@ -175,7 +177,7 @@ def _what(step: Step, epochs: int, trials: int, calibrated: bool) -> str:
     return f"{given}, {once}" if given else once
 
 
-def _layers(step: Step, model: Any) -> tuple[int | None, Sequence[Skipped]]:
+def _layers(step: Step, model: Any, data: Data) -> tuple[int | None, Sequence[Skipped]]:
     """How many layers a step would change, and which it would skip."""
     stage = make_stage(step)
     if step.stage == "prune":
@@ -187,5 +189,13 @@ def _layers(step: Step, model: Any) -> tuple[int | None, Sequence[Skipped]]:
         return len({kernel.layer.name for kernel in kernels}), skipped
     if step.stage == "quantize" and step.way == "calibrate":
         return None, ()
-    _, report = stage.finish(stage.prepare(model))
+    if isinstance(stage, AbstractTrainedStage):
+        _, report = stage.finish(stage.prepare(model))
+        return len(report.changed), report.skipped
+    try:
+        _, report = stage.apply(model, Context(data=data))
+    except SettingsError:
+        if step.is_searched:  # the usual strength is more than this model can take
+            return None, ()
+        raise
     return len(report.changed), report.skipped

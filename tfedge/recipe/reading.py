@@ -128,6 +128,7 @@ def json_schema() -> dict[str, Any]:
                                 for name in (
                                     *stage_fields(stage),
                                     "train",
+                                    "distill",
                                     *(("way",) if stage == "quantize" else ()),
                                 )
                             },

@@ -10,6 +10,7 @@ from typing import Any
 from tfedge.errors import SettingsError, did_you_mean
 from tfedge.recipe.strengths import AUTO, STRENGTHS, strength_of
 
+BASELINE = "baseline"  # the teacher that is the model as it came
 WAYS = ("auto", "calibrate", "train")  # of `quantize`
 OVERRIDES = ("epochs", "batch_size", "learning_rate")  # of a step's `train`
 
@@ -23,12 +24,15 @@ class Step:
         settings: Fields of the stage's class; `"auto"` where the budget chooses the value.
         way: Of `quantize`: `"calibrate"`, `"train"`, or `"auto"`, the first that meets the budget.
         train: What this step trains with instead of the recipe's `train`.
+        distill: Who teaches while this step trains: `teacher`, a file or `"baseline"` for the model
+            as it came, and other settings of `Distillation`; empty for nobody.
     """
 
     stage: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     way: str = ""
     train: Mapping[str, Any] = field(default_factory=dict)
+    distill: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_searched(self) -> bool:
@@ -40,6 +44,8 @@ class Step:
         inner: dict[str, Any] = dict(self.settings)
         if self.train:
             inner["train"] = dict(self.train)
+        if self.distill:
+            inner["distill"] = dict(self.distill)
         if self.way:
             if not inner:
                 return {self.stage: self.way}
@@ -71,6 +77,35 @@ def prune(percent: int | None = None) -> Plan:
         raise SettingsError(f"`prune` takes a percentage from 1 to 99. Received: prune{percent}.")
     sparsity = AUTO if percent is None else percent / 100
     return Plan((Step(stage="prune", settings={"sparsity": sparsity}),))
+
+
+def cluster(clusters: int | None = None) -> Plan:
+    """`cluster16`: 16 distinct values in each kernel; `cluster`: as few as the budget allows."""
+    if clusters is not None and clusters < 2:
+        raise SettingsError(f"`cluster` takes at least 2 clusters. Received: cluster{clusters}.")
+    count = AUTO if clusters is None else clusters
+    return Plan((Step(stage="cluster", settings={"number_of_clusters": count}),))
+
+
+def structured(percent: int | None = None) -> Plan:
+    """`structured50`: filters go until 50 % of the multiply-accumulates are gone."""
+    return Plan(
+        (Step(stage="structured_prune", settings={"flops": _remains(percent, "structured")}),)
+    )
+
+
+def lowrank(percent: int | None = None) -> Plan:
+    """`lowrank30`: kernels are factorised until 30 % of the multiply-accumulates are gone."""
+    left = _remains(percent, "lowrank")
+    return Plan((Step(stage="low_rank", settings={"flops": left}),))
+
+
+def _remains(percent: int | None, name: str) -> float | str:
+    if percent is None:
+        return AUTO
+    if not 0 < percent < 100:
+        raise SettingsError(f"`{name}` takes a percentage from 1 to 99. Received: {percent}.")
+    return round(1 - percent / 100, 2)
 
 
 def finetune(epochs: int | None = None) -> Plan:
@@ -110,17 +145,30 @@ def fp32() -> Plan:
 
 
 PARTS: Mapping[str, Callable[..., Plan]] = {
-    part.__name__: part for part in (prune, finetune, w8a8, qat, w8a16, w8, fp16, fp32)
+    part.__name__: part
+    for part in (
+        structured,
+        lowrank,
+        prune,
+        cluster,
+        finetune,
+        w8a8,
+        qat,
+        w8a16,
+        w8,
+        fp16,
+        fp32,
+    )
 }
-NUMBERED = ("prune", "finetune")
+NUMBERED = ("structured", "lowrank", "prune", "cluster", "finetune")
 
 
 def named(name: str) -> Plan:
     """The plan that a name stands for: parts joined by `_`, in their order.
 
     Args:
-        name: E.g. `"prune80_w8a8"`; parts are `prune`, `finetune` (both with an optional number),
-            `w8a8`, `qat`, `w8a16`, `w8`, `fp16`, `fp32`.
+        name: E.g. `"prune80_w8a8"`; parts are `structured`, `lowrank`, `prune`, `cluster`,
+            `finetune` (all with an optional number), `w8a8`, `qat`, `w8a16`, `w8`, `fp16`, `fp32`.
 
     Raises:
         SettingsError: A part is not known.
@@ -190,8 +238,8 @@ def _step(entry: Any) -> Step:
     for name in step.settings:
         if name not in fields:
             raise SettingsError(
-                f"`{step.stage}` has no setting {name!r}. It has: {', '.join(fields)}, train."
-                f"{did_you_mean(str(name), [*fields, 'train'])}"
+                f"`{step.stage}` has no setting {name!r}. It has: {', '.join(fields)}, train, "
+                f"distill.{did_you_mean(str(name), [*fields, 'train', 'distill'])}"
             )
     _check_step(step)
     return step
@@ -213,8 +261,11 @@ def _with_settings(stage: Any, given: Any) -> Step:
         raise SettingsError(f"The settings of `{stage}` are a mapping. Received: {given!r}.")
     settings = dict(given)
     train = settings.pop("train", {})
+    distill = settings.pop("distill", {})
+    if isinstance(distill, str):
+        distill = {"teacher": distill}
     way = settings.pop("way", "train" if settings else AUTO) if stage == "quantize" else ""
-    return Step(stage=stage, settings=settings, way=way, train=train)
+    return Step(stage=stage, settings=settings, way=way, train=train, distill=distill)
 
 
 def _check_step(step: Step) -> None:
@@ -227,6 +278,8 @@ def _check_step(step: Step) -> None:
         raise SettingsError(
             f"`train` of a step holds {', '.join(OVERRIDES)}. Received: {step.train!r}."
         )
+    if step.distill:
+        distillation_of(step, BASELINE)
     searched = [name for name, value in step.settings.items() if value == AUTO]
     movable = [strength.setting for strength in STRENGTHS.get(step.stage, ())]
     if searched and (len(searched) > 1 or searched[0] not in movable):
@@ -235,6 +288,35 @@ def _check_step(step: Step) -> None:
             f"{step.stage}: {', '.join(searched)}."
         )
     make_stage(step)
+
+
+def distillation_of(step: Step, baseline: Any) -> Any:
+    """The `Distillation` of a step, its settings checked.
+
+    Args:
+        step: A step with `distill`.
+        baseline: The model as it came, where it is the teacher.
+
+    Raises:
+        SettingsError: A setting is not known or out of its range.
+    """
+    from tfedge.distillation import Distillation
+
+    if not isinstance(step.distill, Mapping):
+        raise SettingsError(
+            "`distill` of a step is a teacher, or a mapping with `teacher`. Received: "
+            f"{step.distill!r}."
+        )
+    settings = dict(step.distill)
+    known = [f.name for f in dataclasses.fields(Distillation) if f.init and f.name != "unlabelled"]
+    for name in settings:
+        if name not in known:
+            raise SettingsError(
+                f"`distill` has no setting {name!r}. It has: {', '.join(known)}."
+                f"{did_you_mean(str(name), known)}"
+            )
+    teacher = settings.pop("teacher", BASELINE)
+    return Distillation(baseline if teacher == BASELINE else teacher, **settings)
 
 
 def _movable() -> str:
@@ -257,9 +339,16 @@ def stage_class(stage: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-# Name of a stage to the module and class that do it.
+# Name of a stage to the module and class that do it, in an order that usually works.
 STAGES: Mapping[str, str] = {
+    "rewrite": "tfedge.stages.rewrite:Rewrite",
+    "drop_layers": "tfedge.stages.drop_layers:DropLayers",
+    "low_rank": "tfedge.stages.low_rank:LowRank",
+    "structured_prune": "tfedge.stages.structured:StructuredPrune",
+    "remove_dead": "tfedge.stages.remove_dead:RemoveDead",
+    "sparsity_penalty": "tfedge.stages.sparsity_penalty:SparsityPenalty",
     "prune": "tfedge.stages.prune:Prune",
+    "cluster": "tfedge.stages.cluster:Cluster",
     "finetune": "tfedge.stages.finetune:FineTune",
     "quantize": "tfedge.stages.quantize:Quantize",
 }

@@ -1,5 +1,6 @@
 """What the budget may move: the setting of a stage that says how much of a model goes."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +55,31 @@ def _magnitudes(model: Any) -> np.ndarray:
     return np.abs(np.concatenate([np.ravel(k.variable.numpy()) for k in kernels]))
 
 
+def _complement(value: float, model: Callable[[], Any]) -> float:
+    return round(1.0 - float(value), 6)
+
+
+def _saved_bits(value: float, model: Callable[[], Any]) -> float:
+    """Clusters as the part of a float32 weight's bits that they save."""
+    return 1.0 - math.log2(value) / 32
+
+
+def _clusters(fraction: float, model: Callable[[], Any]) -> float:
+    return max(2, round(2 ** (32 * (1.0 - fraction))))
+
+
+def _remaining(setting: str) -> Strength:
+    """A setting that says what fraction remains."""
+    return Strength(
+        setting=setting,
+        to_fraction=_complement,
+        from_fraction=_complement,
+        usual=0.5,
+        first=0.5,
+        top=0.95,
+    )
+
+
 # Of each stage, the settings that may be `auto` or moved by the budget.
 STRENGTHS: Mapping[str, tuple[Strength, ...]] = {
     "prune": (
@@ -76,6 +102,19 @@ STRENGTHS: Mapping[str, tuple[Strength, ...]] = {
             repeats=True,
         ),
     ),
+    "cluster": (
+        Strength(
+            setting="number_of_clusters",
+            to_fraction=_saved_bits,
+            from_fraction=_clusters,
+            usual=16,
+            first=_saved_bits(16, dict),
+            top=_saved_bits(2, dict),
+        ),
+    ),
+    "structured_prune": (_remaining("flops"), _remaining("params")),
+    "low_rank": (_remaining("flops"), _remaining("params")),
+    "drop_layers": (_remaining("flops"),),
 }
 
 

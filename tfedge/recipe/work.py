@@ -25,17 +25,27 @@ from tfedge.models import (
     reproducible,
     save_model,
 )
-from tfedge.recipe.applying import applied, curves_of, fit_of, logged, title_of
+from tfedge.recipe.applying import (
+    Kept,
+    applied,
+    curves_of,
+    fit_of,
+    logged,
+    quantized_by_calibration,
+    title_of,
+)
 from tfedge.recipe.directory import RunDirectory, digest_of, seed_of, sha256_of
 from tfedge.recipe.judge import Judge
 from tfedge.recipe.loading import can_train, hash_of_data, hash_of_sources, load_data
 from tfedge.recipe.settings import Recipe
-from tfedge.recipe.steps import Step
+from tfedge.recipe.steps import BASELINE as BASELINE_TEACHER
+from tfedge.recipe.steps import Step, distillation_of
 from tfedge.recipe.strengths import Strength, strength_of
 from tfedge.report import FileRecord, StepRecord
 from tfedge.stages._base import Context
 from tfedge.verify import VerificationReport
 
+PRUNED = 0.1  # of the weights are zero in a model that counts as pruned
 BASELINE = "0-baseline"
 BASELINE_FILE = "baseline_float32.tflite"
 PACKAGES = ("tensorflow", "keras", "tf_keras", "tensorflow-model-optimization", "ai-edge-litert")
@@ -49,11 +59,18 @@ class State:
         path: Where it is kept.
         digest: Of all that it came from.
         record: What is known of it.
+        clustered: Whether it came by way of clustering.
     """
 
     path: Path
     digest: str
     record: StepRecord
+    clustered: bool = False
+
+    @property
+    def kept(self) -> Kept:
+        """What earlier steps gave the model."""
+        return Kept(zeros=(self.record.sparsity or 0.0) >= PRUNED, clusters=self.clustered)
 
 
 class Work:
@@ -222,6 +239,7 @@ class Work:
             "train": self._training(step),
             "seed": self.recipe.seed,
             "name": name,
+            **self._teacher_key(step),
         }
         title = title_of(step, strength)
 
@@ -235,7 +253,21 @@ class Work:
             _step_record(record),
             model=str((folder / "model.keras").relative_to(self.directory.path)),
         )
-        return State(path=folder / "model.keras", digest=digest_of(key), record=step_record)
+        return State(
+            path=folder / "model.keras",
+            digest=digest_of(key),
+            record=step_record,
+            clustered=state.clustered or step.stage == "cluster",
+        )
+
+    def _teacher_key(self, step: Step) -> dict[str, str]:
+        """What the teacher of a step is known by; nothing for a step without one."""
+        if not step.distill:
+            return {}
+        teachers = step.distill.get("teacher", BASELINE_TEACHER)
+        paths = [Path(str(one)) for one in (teachers if isinstance(teachers, list) else [teachers])]
+        hashes = [sha256_of(path) if path.is_file() else self.hashes["model"] for path in paths]
+        return {"teacher": ",".join(hashes)}
 
     def _applied(
         self,
@@ -253,7 +285,7 @@ class Work:
             model = self.load(state.path)
             fit = self._fit(step, seed, title, folder.name, histories)
             context = Context(fit=fit, data=self.data, seed=seed)
-            model, report = applied(step, strength, model, context, self._keeps_zeros(state))
+            model, report = applied(step, strength, model, context, state.kept)
             save_model(model, folder / "model.keras")
         figures = self.chooser.model(model)
         sizes: dict[str, Any] = {}
@@ -278,9 +310,6 @@ class Work:
             **sizes,
         )
 
-    def _keeps_zeros(self, state: State) -> bool:
-        return (state.record.sparsity or 0.0) >= 0.1
-
     def _training(self, step: Step) -> dict[str, Any]:
         own = {} if self.recipe.fit else dict(vars(self.recipe.train))
         if self.recipe.fit:
@@ -296,6 +325,8 @@ class Work:
         chosen = fit_of(
             self.recipe, step, self.data, seed, progress=lambda part: self.say(title, part)
         )
+        if step.distill:
+            chosen = distillation_of(step, self.model).wrap(chosen)
         return logged(chosen, self.directory.path / "logs" / folder, histories)
 
     def strength(self, step: Step, state: State, fraction: float | None) -> dict[str, float]:
@@ -313,22 +344,29 @@ class Work:
 
     # ------------------------------------------------------------------ one file
 
-    def convert(self, state: State, mode: str, way: str) -> tuple[FileRecord, Path]:
+    def convert(
+        self, state: State, mode: str, way: str, step: Step | None = None
+    ) -> tuple[FileRecord, Path]:
         """Convert a model, or take the file that an earlier run made of it.
 
         Args:
             state: The model.
             mode: Mode of the file.
             way: How its integers come about.
+            step: The step `quantize` that they come about by, where that is by calibration.
 
         Returns:
             The file's record, judged by budget and limits, and the folder of its step.
         """
         key = {"from": state.digest, "mode": mode, "way": way, "metric": self.recipe.metric}
+        if step is not None and (step.settings or state.clustered):
+            key["step"] = step.to_dict()
+        else:
+            step = None
 
         def make(folder: Path) -> Any:
             self.say(f"converting to {mode}{f' by {way}' if way else ''}")
-            return self._converted(folder, state, mode, way)
+            return self._converted(folder, state, mode, way, step)
 
         short = "qat" if way.startswith("quantization") else way
         name = "-".join(part for part in ("convert", mode, short) if part)
@@ -344,10 +382,15 @@ class Work:
             drops=self.final_budget.drops(file.figures),
         ), folder
 
-    def _converted(self, folder: Path, state: State, mode: str, way: str) -> Mapping[str, Any]:
+    def _converted(
+        self, folder: Path, state: State, mode: str, way: str, step: Step | None
+    ) -> Mapping[str, Any]:
         started = time.perf_counter()
-        with reproducible(seed_of(self.recipe.seed, f"convert-{mode}")):
+        seed = seed_of(self.recipe.seed, f"convert-{mode}")
+        with reproducible(seed):
             model = self.load(state.path)
+            if step is not None:
+                model = quantized_by_calibration(step, model, self.data, state.kept, seed)
             needed = mode in ("int8", "int16x8")
             calibration = self.data.calibration if needed else None
             content, report = convert(model, mode=mode, calibration=calibration)
