@@ -1,5 +1,7 @@
 """Hand a Keras model to the TFLite converter: frozen, batch 1, static shapes."""
 
+import contextlib
+import logging
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -32,7 +34,7 @@ def write_file(model: Any, request: Request) -> bytes:
     names = [spec.name for spec in input_specs(model)]
     _configure(converter, request, names)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _quiet():
             warnings.simplefilter("ignore")  # the converter warns of its own use of tf.lite
             data = bytes(converter.convert())
     except Exception as error:  # the converter raises bare RuntimeError, ValueError and its own
@@ -41,6 +43,18 @@ def write_file(model: Any, request: Request) -> bytes:
             f"The TFLite converter could not convert `{model.name}` to {request.mode}: {cause}"
         ) from error
     return in_order(data, names)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep TensorFlow from telling of the temporary files that its converter writes."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def frozen(model: Any) -> Any:
