@@ -532,6 +532,7 @@ def test_pruned_weights_stay_zero_under_learned_steps():
     assert sparse[0].sparsity >= 0.69
 
 
+@pytest.mark.slow
 def test_ranges_and_widths_are_saved_and_loaded_in_a_fresh_process(tmp_path):
     model = compiled("conv_bn_relu")
     x, y = inputs_of(model, 16), labels_of(16)

@@ -366,6 +366,7 @@ def test_recurrent_kernels_are_clustered(kind):
     assert report.metrics["unique_values_per_layer"]["lstm"] == 4
 
 
+@pytest.mark.slow
 def test_a_saved_model_in_training_goes_on_in_a_fresh_process(tmp_path):
     model = compiled("dense")
     x, y = inputs_of(model, 16), labels_of(16)

@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
@@ -356,20 +353,6 @@ def test_an_adapted_normalization_keeps_its_statistics():
     x = 5 + 3 * normal((8, 16), 1)
     hidden = keras.Model(factorized.input, factorized.layers[1].output)
     np.testing.assert_allclose(says(hidden, x), normalize(x), atol=1e-5)
-
-
-def test_the_result_is_saved_loaded_elsewhere_and_predicts_the_same(tmp_path):
-    model = ZOO["nested"](keras)
-    factorized, _ = LowRank(flops=0.6).apply(model)
-    x = inputs_of(model)
-    factorized.save(tmp_path / "model.keras")
-    np.save(tmp_path / "x.npy", x)
-    code = (
-        "import keras, numpy as np; m = keras.models.load_model('model.keras');"
-        "np.save('y.npy', m.predict(np.load('x.npy'), verbose=0))"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
-    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), says(factorized, x))
 
 
 def test_a_compiled_model_comes_back_compiled_and_is_trained_where_there_is_a_fit():

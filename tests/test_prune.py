@@ -145,20 +145,6 @@ def test_a_decay_in_fractions_ends_with_an_update(total, frequency):
 # ---------------------------------------------------------------------- the stage
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_every_network_is_pruned_and_its_original_stays_bit_equal(name):
-    model = compiled(name)
-    before = weights_of(model)
-    pruned, report = Prune(sparsity=0.5).apply(model, context_of(model))
-    assert all(np.array_equal(a, b) for a, b in zip(before, weights_of(model), strict=True))
-    assert report.metrics["sparsity"] == pytest.approx(0.5, abs=0.01)
-    named = sorted([*report.changed, *(row.layer for row in report.skipped)])
-    assert named == sorted(layer.name for layer in layers_of(pruned))
-    for layer, kernel in kernels_by_name(pruned).items():
-        if layer in report.changed:
-            assert (kernel == 0).mean() == pytest.approx(0.5, abs=0.03), layer
-
-
 @pytest.mark.parametrize("name", ["dense", "conv_bn_relu", "depthwise", "nested"])
 def test_tf_keras_models_go_to_tfmot(name):
     model = compiled(name, tf_keras)

@@ -324,7 +324,7 @@ def test_whole_filters_near_zero_are_set_to_zero_and_the_models_outputs_kept():
     [
         ({"kind": "l1", "threshold": 0.02}, (0.0, 3e-2)),
         ({"kind": "group_lasso", "threshold": 0.02}, (0.0, 3e-2)),
-        ({"kind": "l0"}, (0.0, 3e-3, 3e-2)),
+        pytest.param({"kind": "l0"}, (0.0, 3e-3, 3e-2), marks=pytest.mark.slow),
     ],
     ids=["l1", "group_lasso", "l0"],
 )

@@ -38,7 +38,7 @@ class TFLiteCheckpoint(AbstractCallback):
         ConversionError: In `fit`, at the first file: the model cannot be converted.
 
     Example:
-        >>> keep = TFLiteCheckpoint("best.tflite", (x_held_out, y_held_out))
+        >>> keep = TFLiteCheckpoint("best.tflite", (x_held_out, y_held_out))  # doctest: +SKIP
         >>> Quantize().prepare(model).fit(x, y, callbacks=[keep])  # doctest: +SKIP
     """
 

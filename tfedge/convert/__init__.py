@@ -276,7 +276,7 @@ def _with_levels(data: bytes, request: Request, notes: list[str]) -> bytes:
 
 def _in_float32(model: Any) -> Any:
     """The model computing in float32, as LiteRT does, where tfedge can rebuild it so."""
-    if keras_of(model) != "keras" or not is_functional(model):
+    if keras_of(model) != "keras" or not is_functional(model) or not model.built:
         return model
     from tfedge.engines.native.export import in_float32
 

@@ -81,6 +81,8 @@ class Lesson:
         names += ["feature_loss"] if settings.features else []
         if keras_of(model) == "tf_keras":  # whose own `loss` is that of the labels
             names.append("loss")
+        config = model.get_compile_config()  # Keras reads variables for it: not while tracing
+        self._has_metrics = bool(config.get("metrics") or config.get("weighted_metrics"))
         with model.distribute_strategy.scope():
             self._means = {name: self._keras.metrics.Mean(name=name) for name in names}
 
@@ -152,8 +154,7 @@ class Lesson:
         return own | self.losses()
 
     def _check_no_metrics(self) -> None:
-        config = self._model.get_compile_config()
-        if config.get("metrics") or config.get("weighted_metrics"):
+        if self._has_metrics:
             raise SettingsError(
                 "Metrics leave out samples without a label, and XLA knows no batches whose size "
                 "depends on their content. Received: metrics, samples without labels and "
