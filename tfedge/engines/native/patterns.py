@@ -42,8 +42,7 @@ ACTIVATIONS: Mapping[str, tuple[tuple[str, ...], str, str]] = {
     "silu_to_hard_silu": (
         ("silu", "swish", "Silu", "Swish"),
         "hard_silu",
-        "x · sigmoid(x) becomes x · relu6(x + 3) / 6, which accelerators compute without a table "
-        "(XNNPACK leaves it to LiteRT's slower kernel in int8)",
+        "x · sigmoid(x) becomes x · relu6(x + 3) / 6, for accelerators; XNNPACK has no int8 kernel",
     ),
     "mish_to_hard_silu": (
         ("mish", "Mish"),
