@@ -1,6 +1,8 @@
 """Shared fixtures: small `.tflite` files made here, and the large ones where they are present."""
 
+import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -12,6 +14,20 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 FOLDERS = ("", "../models", "../edgetpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_rubbish_of_modules_before() -> Iterator[None]:
+    """Let go of what a module built, and keep the collector from walking through what stays.
+
+    The graphs of thousands of models would make every later test slower.
+    """
+    yield
+    for name in ("keras", "tf_keras"):
+        if name in sys.modules:
+            sys.modules[name].backend.clear_session()
+    gc.collect()
+    gc.freeze()
 
 
 def unavailable(what: str, reason: str) -> NoReturn:

@@ -66,7 +66,7 @@ def assert_like(ours, theirs, strategy="", variant="plain"):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("keras") / "one"
-    return finish(start("one", "keras", "plain,jit,mixed", folder), folder)
+    return finish(start("one", "keras", "plain,mixed", folder), folder)
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +79,10 @@ def test_two_devices_end_where_one_ends(alone, mirrored):
     assert_like(mirrored[0], alone, "MirroredStrategy")
 
 
-def test_xla_ends_where_the_graph_ends(alone):
-    assert_like(alone, alone, variant="jit")
+@pytest.mark.slow
+def test_xla_ends_where_the_graph_ends(alone, tmp_path):
+    folder = tmp_path / "jit"
+    assert_like(finish(start("one", "keras", "jit", folder), folder), alone, variant="jit")
 
 
 def test_mixed_precision_trains_and_converts(alone):

@@ -254,7 +254,8 @@ def test_the_reference_in_the_readme_is_a_recipe_with_every_key(tmp_path, monkey
     values = yaml.safe_load(block)
     recipe = as_recipe(values)
     assert set(values) == {f.name for f in dataclasses.fields(Recipe)} - {"name", "unsafe"}
-    assert [step.stage for step in recipe.stages] == ["prune", "finetune", "quantize"]
+    stages = ["structured_prune", "prune", "cluster", "finetune", "quantize"]
+    assert [step.stage for step in recipe.stages] == stages
 
 
 # ---------------------------------------------------------------------- all stages

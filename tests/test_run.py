@@ -174,6 +174,7 @@ def test_a_trial_whose_training_fails_is_a_rejected_one(digits, tmp_path, monkey
     assert (tmp_path / "run" / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_a_threshold_is_chosen_by_the_loss(digits, tmp_path):
     recipe = recipe_of(
         digits, max_drop=1, stages=[{"prune": {"threshold": "auto"}}], convert=["float32"]

@@ -199,7 +199,9 @@ def test_a_folder_of_something_else_is_left_alone(folder, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-@pytest.mark.parametrize("blocks", [2, 22, 40])
+@pytest.mark.parametrize(
+    "blocks", [22, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 40))]
+)
 def test_a_full_disk_ends_a_run_whole_and_it_goes_on_when_there_is_room(
     folder, whole, tmp_path, blocks
 ):

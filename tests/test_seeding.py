@@ -83,6 +83,7 @@ WORK = """
 """
 
 
+@pytest.mark.slow
 def test_two_processes_prune_and_quantize_to_equal_bits(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     running = []

@@ -96,8 +96,8 @@ def two_outputs_of_keras_2(folder):
     return "model.keras", {"x": X, "y_kind": CLASSES, "y_size": VALUES}, ()
 
 
-CASES = (classifier_of_keras_2, regression, two_outputs_and_a_layer_of_ones_own)
-LONG = (classifier, autoencoder, two_outputs_of_keras_2)
+CASES = (classifier_of_keras_2, two_outputs_and_a_layer_of_ones_own)
+LONG = (classifier, regression, autoencoder, two_outputs_of_keras_2)
 
 
 @pytest.mark.parametrize(
