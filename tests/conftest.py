@@ -2,7 +2,6 @@
 
 import gc
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -18,14 +17,8 @@ FOLDERS = ("", "../models", "../edgetpu")
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_rubbish_of_modules_before() -> Iterator[None]:
-    """Let go of what a module built, and keep the collector from walking through what stays.
-
-    The graphs of thousands of models would make every later test slower.
-    """
+    """Keep the collector from walking through what the modules before left, again and again."""
     yield
-    for name in ("keras", "tf_keras"):
-        if name in sys.modules:
-            sys.modules[name].backend.clear_session()
     gc.collect()
     gc.freeze()
 

@@ -627,6 +627,7 @@ def test_a_missing_package_says_which_install(tmp_path, monkeypatch):
         load_model(path)
 
 
+@pytest.mark.slow
 def test_a_quantize_aware_tf_keras_model_loads_in_a_fresh_process(tmp_path):
     from tfedge.engines import tfmot
 

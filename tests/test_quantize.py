@@ -67,6 +67,7 @@ def test_with_nothing_to_learn_ranges_from_the_stage_refuses():
         Quantize().apply(ZOO["dense"](keras))
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_saved_model_predicts_the_same_in_a_fresh_process(kind, tmp_path):
     model = compiled("residual", kind)

@@ -153,6 +153,7 @@ def test_a_limit_that_nothing_meets_is_named_and_the_best_is_kept(digits, tmp_pa
     assert (tmp_path / "run" / report["best"]).is_file()
 
 
+@pytest.mark.slow
 def test_a_trial_whose_training_fails_is_a_rejected_one(digits, tmp_path, monkeypatch):
     (tmp_path / "failing_fit.py").write_text(
         "import tfedge\n"

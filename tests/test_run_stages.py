@@ -89,6 +89,7 @@ def test_half_of_the_filters_go_and_the_model_learns_from_itself_as_it_was(train
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_budget_chooses_how_many_filters_go(trained, tmp_path):
     recipe = recipe_of(trained, "structured_w8a8", max_drop=2.0)
     report = run(recipe, tmp_path / "run", measure_latency=False)

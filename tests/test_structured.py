@@ -379,7 +379,7 @@ def test_tensors_are_those_of_the_model():
         ({"amount": 0.5, "importance": "l3"}, "`importance` must be one of"),
         ({"amount": 0.5, "round_to": 0}, "round_to"),
         ({"amount": 0.5, "iterations": 0}, "iterations"),
-        ({"amount": 0.5, "layers": "conv"}, r"Write \['conv'\]"),
+        ({"amount": 0.5, "layers": "conv"}, r"Did you mean \['conv'\]"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, match):

@@ -16,6 +16,7 @@ from tfedge.models.equality import output_differences as output_differences
 from tfedge.models.keras3 import to_keras3 as to_keras3
 from tfedge.models.loading import load_model as load_model
 from tfedge.models.looking import check_finite as check_finite
+from tfedge.models.looking import check_keras3 as check_keras3
 from tfedge.models.looking import check_rebuildable as check_rebuildable
 from tfedge.models.looking import check_strategy as check_strategy
 from tfedge.models.looking import choose_layers as choose_layers

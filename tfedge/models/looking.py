@@ -120,6 +120,23 @@ def is_functional(model: Any) -> bool:
     return isinstance(model, keras.Sequential) or "Functional" in ancestors
 
 
+def check_keras3(model: Any, stage: str) -> None:
+    """Refuse a tf_keras model where only Keras 3 is served.
+
+    Args:
+        model: A Keras model.
+        stage: Name of the stage, for the message.
+
+    Raises:
+        UnsupportedModelError: It is a tf_keras model; the message has the way out.
+    """
+    if keras_of(model) != "keras":
+        raise UnsupportedModelError(
+            f"`{stage}` works on Keras 3 models. Received: `{model.name}`, a tf_keras model. "
+            "Convert it first: `tfedge.to_keras3(model)`."
+        )
+
+
 def check_rebuildable(model: Any, stage: str) -> None:
     """Check that `stage` can rebuild the graph of `model`.
 

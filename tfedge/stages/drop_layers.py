@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tfedge.data import Data, Split
-from tfedge.errors import SettingsError, UnsupportedModelError
+from tfedge.engines.native.prune_settings import check_names
+from tfedge.errors import SettingsError
 from tfedge.models import (
     check_finite,
+    check_keras3,
     check_rebuildable,
     choose_layers,
     compile_like,
     copy_model,
-    keras_of,
     layers_of,
 )
 from tfedge.report import Skipped, StageReport
@@ -85,12 +86,7 @@ class DropLayers(AbstractStage):
                 limits = "a fraction in (0, 1)" if name == "flops" else "a number above 0"
                 raise SettingsError(f"`{name}` is {limits}. Received: {value!r}.")
         for name in ("layers", "exclude"):
-            value = getattr(self, name)
-            if isinstance(value, str):
-                raise SettingsError(
-                    f"`{name}` is a list of layer names. Received: {value!r}. "
-                    f"Did you mean [{value!r}]?"
-                )
+            check_names(getattr(self, name), name)
 
     def apply(self, model: Any, context: Context | None = None) -> tuple[Any, StageReport]:
         """Drop pieces of an own copy of `model`, training it on in between where there is `fit`.
@@ -109,11 +105,7 @@ class DropLayers(AbstractStage):
             SettingsError: A named layer does not exist, or what was asked cannot be reached.
         """
         context = self._check_context(context)
-        if keras_of(model) != "keras":
-            raise UnsupportedModelError(
-                f"`DropLayers` works on Keras 3 models. Received: `{model.name}`, a tf_keras "
-                "model. Convert it first: `tfedge.to_keras3(model)`."
-            )
+        check_keras3(model, "DropLayers")
         check_rebuildable(model, "DropLayers")
         check_finite(model)
         work = _Dropping(self, model, context)

@@ -5,15 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tfedge.engines.native.prune_settings import check_option
+from tfedge.engines.native.prune_settings import check_names, check_option
 from tfedge.errors import SettingsError, UnsupportedModelError
 from tfedge.models import (
     check_finite,
+    check_keras3,
     check_rebuildable,
     choose_layers,
     compile_like,
     copy_model,
-    keras_of,
     layers_of,
 )
 from tfedge.report import Skipped, StageReport
@@ -90,12 +90,7 @@ class LowRank(AbstractStage):
             _check_fraction(getattr(self, name), name, whole=name == "energy")
         check_option(self.scheme, OPTIONS, "scheme")
         for name in ("layers", "exclude"):
-            value = getattr(self, name)
-            if isinstance(value, str):
-                raise SettingsError(
-                    f"`{name}` is a list of layer names. Received: {value!r}. "
-                    f"Did you mean [{value!r}]?"
-                )
+            check_names(getattr(self, name), name)
         if isinstance(self.rank, Mapping) and self.layers is not None:
             raise SettingsError(
                 "`rank` by layer name chooses the layers. Received `layers` too: leave it out."
@@ -119,7 +114,7 @@ class LowRank(AbstractStage):
                 full rank, or a budget cannot be met.
         """
         context = context or Context()
-        _check_keras3(model, "LowRank")
+        check_keras3(model, "LowRank")
         check_rebuildable(model, "LowRank")
         check_finite(model)
         from tfedge.engines.native.graph import read_graph
@@ -261,14 +256,6 @@ def _costs(graph: "Graph", when: str) -> dict[str, int]:
     with contextlib.suppress(UnsupportedModelError):  # an axis without a size: nothing to count
         costs[f"macs_{when}"] = total_macs(graph)
     return costs
-
-
-def _check_keras3(model: Any, stage: str) -> None:
-    if keras_of(model) != "keras":
-        raise UnsupportedModelError(
-            f"`{stage}` works on Keras 3 models. Received: `{model.name}`, a tf_keras model. "
-            "Convert it first: `tfedge.to_keras3(model)`."
-        )
 
 
 def _check_rank(rank: Any) -> None:

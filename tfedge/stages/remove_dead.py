@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tfedge.errors import UnsupportedModelError
-from tfedge.models import check_finite, check_rebuildable, compile_like, keras_of
+from tfedge.models import check_finite, check_keras3, check_rebuildable, compile_like
 from tfedge.report import StageReport
 from tfedge.stages._base import AbstractStage, Context
 from tfedge.stages._fit import measured
@@ -50,11 +49,7 @@ class RemoveDead(AbstractStage):
             ModelError: It has weights that are not finite.
         """
         context = self._check_context(context)
-        if keras_of(model) != "keras":
-            raise UnsupportedModelError(
-                "`RemoveDead` works on Keras 3 models. Received: a tf_keras model, "
-                f"`{model.name}`. Convert it first: `tfedge.to_keras3(model)`."
-            )
+        check_keras3(model, "RemoveDead")
         check_rebuildable(model, "RemoveDead")
         check_finite(model)
         from tfedge.engines.native.channels import find_channels

@@ -19,10 +19,10 @@ from tfedge.errors import (
 )
 from tfedge.models import (
     check_finite,
+    check_keras3,
     check_rebuildable,
     choose_layers,
     copy_model,
-    keras_of,
     layers_of,
     output_differences,
 )
@@ -252,11 +252,7 @@ class _Work:
 
 
 def _check_model(model: Any) -> None:
-    if keras_of(model) != "keras":
-        raise UnsupportedModelError(
-            f"`Rewrite` works on Keras 3 models. Received: `{model.name}`, a tf_keras model. "
-            "Convert it first: `tfedge.to_keras3(model)`."
-        )
+    check_keras3(model, "Rewrite")
     check_rebuildable(model, "Rewrite")
     check_finite(model)
 

@@ -10,9 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfedge.data import Data, Metric, Split, evaluate, find_metric
-from tfedge.errors import DataError, MissingExtraError, SettingsError, UnsupportedModelError
+from tfedge.errors import DataError, MissingExtraError, SettingsError
 from tfedge.files import writing
-from tfedge.models import check_finite, check_rebuildable, choose_layers, copy_model, keras_of
+from tfedge.models import (
+    check_finite,
+    check_keras3,
+    check_rebuildable,
+    choose_layers,
+    copy_model,
+)
 from tfedge.report import Record, Skipped
 
 if TYPE_CHECKING:
@@ -283,11 +289,7 @@ def _readers(channels: "Channels") -> Iterator[tuple[Any, int, np.ndarray]]:
 
 
 def _checked(model: Any, split: Split | None, fractions: Sequence[float]) -> Split:
-    if keras_of(model) != "keras":
-        raise UnsupportedModelError(
-            f"`sensitivity` works on Keras 3 models. Received: a tf_keras model, `{model.name}`. "
-            "Convert it first: `tfedge.to_keras3(model)`."
-        )
+    check_keras3(model, "sensitivity")
     check_rebuildable(model, "sensitivity")
     check_finite(model)
     if split is None:

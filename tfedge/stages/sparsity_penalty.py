@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from tfedge.engines.native.prune_settings import check_option
+from tfedge.engines.native.prune_settings import check_names, check_option
 from tfedge.errors import SettingsError, UnsupportedModelError
 from tfedge.models import (
     check_finite,
+    check_keras3,
     check_rebuildable,
     choose_layers,
     compile_like,
     copy_model,
-    keras_of,
 )
 from tfedge.report import Skipped, StageReport
 from tfedge.stages._base import AbstractTrainedStage, Context
@@ -99,12 +99,7 @@ class SparsityPenalty(AbstractTrainedStage):
         if self.groups is not None:
             check_option(self.groups, known, "groups")
         for name in ("layers", "exclude"):
-            value = getattr(self, name)
-            if isinstance(value, str):
-                raise SettingsError(
-                    f"`{name}` is a list of layer names. Received: {value!r}. "
-                    f"Did you mean [{value!r}]?"
-                )
+            check_names(getattr(self, name), name)
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise SettingsError(f"`seed` is a whole number. Received: {self.seed!r}.")
 
@@ -120,7 +115,7 @@ class SparsityPenalty(AbstractTrainedStage):
             ModelError: Weights are not finite.
             SettingsError: A named layer does not exist, or nothing is left to be penalised.
         """
-        _check_keras3(model)
+        check_keras3(model, "SparsityPenalty")
         check_finite(model)
         if self._needs_graph:
             check_rebuildable(model, "SparsityPenalty")
@@ -152,7 +147,7 @@ class SparsityPenalty(AbstractTrainedStage):
             UnsupportedModelError: The model holds no penalty.
             ModelError: Weights are not finite.
         """
-        _check_keras3(trained)
+        check_keras3(trained, "SparsityPenalty")
         check_finite(trained)
         return self._unfolded(trained) if self.kind == "l0" else self._plain(trained)
 
@@ -287,14 +282,6 @@ def _has_graph(model: Any) -> bool:
     from tfedge.engines.native.graph import is_inlinable
 
     return is_inlinable(model)
-
-
-def _check_keras3(model: Any) -> None:
-    if keras_of(model) != "keras":
-        raise UnsupportedModelError(
-            f"`SparsityPenalty` works on Keras 3 models. Received: `{model.name}`, a tf_keras "
-            "model. Convert it first: `tfedge.to_keras3(model)`."
-        )
 
 
 def _not_prepared(model: Any) -> UnsupportedModelError:

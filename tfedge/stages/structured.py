@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from tfedge.engines.native.prune_settings import check_fraction, check_option
-from tfedge.errors import SettingsError, TrainingError, UnsupportedModelError
-from tfedge.models import check_finite, check_rebuildable, compile_like, keras_of
+from tfedge.engines.native.prune_settings import check_fraction, check_names, check_option
+from tfedge.errors import SettingsError, TrainingError
+from tfedge.models import check_finite, check_keras3, check_rebuildable, compile_like
 from tfedge.report import StageReport
 from tfedge.stages._base import AbstractStage, Context
 from tfedge.stages._fit import check_count, measured
@@ -102,11 +102,7 @@ class StructuredPrune(AbstractStage):
         for name in ("importance_samples", "round_to", "min_channels", "iterations"):
             check_count(getattr(self, name), f"StructuredPrune.{name}")
         for name in ("layers", "exclude"):
-            if isinstance(getattr(self, name), str):
-                raise SettingsError(
-                    f"`{name}` is a list of layer names. Received: {getattr(self, name)!r}. "
-                    f"Write [{getattr(self, name)!r}]."
-                )
+            check_names(getattr(self, name), name)
 
     @property
     def compares_all(self) -> bool:
@@ -156,11 +152,7 @@ class StructuredPrune(AbstractStage):
         return current, report
 
     def _check_model(self, model: Any, context: Context) -> None:
-        if keras_of(model) != "keras":
-            raise UnsupportedModelError(
-                "`StructuredPrune` works on Keras 3 models. Received: a tf_keras model, "
-                f"`{model.name}`. Convert it first: `tfedge.to_keras3(model)`."
-            )
+        check_keras3(model, "StructuredPrune")
         check_rebuildable(model, "StructuredPrune")
         check_finite(model)
         if self.iterations > 1 and context.fit is None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tfedge.engines.native.prune_settings import check_option
+from tfedge.engines.native.prune_settings import check_names, check_option
 from tfedge.errors import SettingsError
 
 INITIALIZATIONS = ("linear", "random", "density", "kmeans++")
@@ -36,11 +36,7 @@ class Clustering:
             self._check_clusters(value, f"per_layer[{name!r}]")
         check_option(self.initialization, INITIALIZATIONS, "initialization")
         check_option(self.gradient_aggregation, AGGREGATIONS, "gradient_aggregation")
-        if isinstance(self.layers, str):
-            raise SettingsError(
-                f"`layers` is a list of layer names. Received: {self.layers!r}. "
-                f"Did you mean [{self.layers!r}]?"
-            )
+        check_names(self.layers, "layers")
         steps = self.kmeans_steps
         if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool)):
             raise SettingsError(f"`kmeans_steps` is a whole number from 0. Received: {steps!r}.")

@@ -24,6 +24,7 @@ from tfedge.engines.native.cluster_settings import Clustering
 from tfedge.engines.native.clusterable import channel_axis
 from tfedge.engines.native.graph import Call, Copies, build_model, copy_layer, read_graph
 from tfedge.engines.native.kernels import Kernel
+from tfedge.engines.native.stand_in import call_with
 
 
 class CentroidSet:
@@ -164,15 +165,7 @@ class ClusteredWeights(keras.layers.Layer):
             kwargs["training"] = training
         weights = self.layer.weights
         replaced = {id(weights[int(p)]): self.clustered_kernel(p) for p in self.kernels}
-        others = [v for v in self.layer.non_trainable_variables if id(v) not in replaced]
-        mapping = [(v, replaced.get(id(v), v.value)) for v in self.layer.variables]
-        with keras.StatelessScope(mapping) as scope:
-            outputs = self.layer(*args, **kwargs)
-        for variable in others:
-            updated = scope.get_current_value(variable)
-            if updated is not None:
-                variable.assign(updated)
-        return outputs
+        return call_with(self.layer, replaced, *args, **kwargs)
 
     def compute_output_spec(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         """That of the layer."""

@@ -24,6 +24,7 @@ from tfedge.engines.native.observers import (
     highest,
     lowest,
 )
+from tfedge.engines.native.stand_in import call_with
 
 
 def fake_quant_weights(weights: Any, *, axis: int | None, bits: int = 8) -> Any:
@@ -292,14 +293,7 @@ class QuantizedWeights(keras.layers.Layer):
         if self._takes_training:
             kwargs["training"] = training
         replaced = {id(getattr(self.layer, n)): v for n, v in self.effective_weights().items()}
-        others = [v for v in self.layer.non_trainable_variables if id(v) not in replaced]
-        mapping = [(v, replaced.get(id(v), v.value)) for v in self.layer.variables]
-        with keras.StatelessScope(mapping) as scope:
-            outputs = self.layer(*args, **kwargs)
-        for variable in others:
-            updated = scope.get_current_value(variable)
-            if updated is not None:
-                variable.assign(updated)
+        outputs = call_with(self.layer, replaced, *args, **kwargs)
         if self.batch_norm is not None:
             outputs = self.batch_norm(outputs, training=training)
         return outputs

@@ -16,6 +16,7 @@ from keras.saving import deserialize_keras_object, serialize_keras_object
 
 from tfedge.engines.native.graph import Call, Copies, Graph, build_model, copy_layer, read_graph
 from tfedge.engines.native.penalties import Target, group_shape
+from tfedge.engines.native.stand_in import call_with
 
 BETA = 2 / 3  # temperature
 GAMMA, ZETA = -0.1, 1.1  # what the concrete distribution is stretched to, before it is clipped
@@ -169,9 +170,7 @@ class GatedWeights(keras.layers.Layer):
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         gated = self.effective_weights(self.gates(training))
         replaced = {id(getattr(self.layer, name)): value for name, value in gated.items()}
-        mapping = [(v, replaced.get(id(v), v.value)) for v in self.layer.variables]
-        with keras.StatelessScope(mapping):
-            return self.layer(inputs)
+        return call_with(self.layer, replaced, inputs)
 
     def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
         return self.layer.compute_output_spec(inputs)

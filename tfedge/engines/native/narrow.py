@@ -14,8 +14,8 @@ from tfedge.engines.native.channels import Channels, find_channels
 from tfedge.engines.native.graph import read_graph
 from tfedge.engines.native.prune_settings import check_option
 from tfedge.engines.native.shrink import shrink
-from tfedge.errors import ModelError, SettingsError, UnsupportedModelError
-from tfedge.models import check_finite, check_rebuildable, compile_like, keras_of
+from tfedge.errors import ModelError, SettingsError
+from tfedge.models import check_finite, check_keras3, check_rebuildable, compile_like
 
 WEIGHTS = ("fresh", "sliced")
 
@@ -94,11 +94,7 @@ def _best(counts: dict[int, int], scores: dict[int, np.ndarray]) -> dict[int, np
 
 
 def _check(model: Any, width: Any, weights: str) -> None:
-    if keras_of(model) != "keras":
-        raise UnsupportedModelError(
-            f"`narrow` works on Keras 3 models. Received: a tf_keras model, `{model.name}`. "
-            "Convert it first: `tfedge.to_keras3(model)`."
-        )
+    check_keras3(model, "narrow")
     check_rebuildable(model, "narrow")
     check_finite(model)
     is_number = isinstance(width, int | float) and not isinstance(width, bool)

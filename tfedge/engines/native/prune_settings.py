@@ -52,11 +52,7 @@ class Pruning:
         self._check_order()
         _check_count(self.frequency, "frequency", "steps between updates")
         _check_count(self.importance_samples, "importance_samples", "samples")
-        if isinstance(self.layers, str):
-            raise SettingsError(
-                f"`layers` is a list of layer names. Received: {self.layers!r}. "
-                f"Did you mean [{self.layers!r}]?"
-            )
+        check_names(self.layers, "layers")
         check_block_size(self.block_size)
         object.__setattr__(self, "block_size", tuple(self.block_size))
         check_option(self.scope, SCOPES, "scope")
@@ -184,6 +180,18 @@ def check_option(value: Any, options: Sequence[str], name: str) -> None:
         raise SettingsError(
             f"`{name}` must be one of {', '.join(map(repr, options))}. Received: {value!r}."
             f"{did_you_mean(value, options)}"
+        )
+
+
+def check_names(value: Any, name: str) -> None:
+    """Refuse a text where a list of names is meant.
+
+    Raises:
+        SettingsError: It is a text.
+    """
+    if isinstance(value, str):
+        raise SettingsError(
+            f"`{name}` is a list of layer names. Received: {value!r}. Did you mean [{value!r}]?"
         )
 
 
