@@ -2,8 +2,6 @@
 
 import importlib
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
@@ -12,6 +10,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from ai_edge_litert import schema_py_generated as schema
+from fresh import run_fresh
 from models import ZOO, inputs_of, labels_of, weights_of
 
 import tfedge
@@ -548,10 +547,7 @@ def test_ranges_and_widths_are_saved_and_loaded_in_a_fresh_process(tmp_path):
         "y = model.predict(np.load(sys.argv[1] + '/x.npy'), verbose=0)\n"
         "assert np.array_equal(y, np.load(sys.argv[1] + '/y.npy')), 'different'\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-800:]
+    run_fresh(code, tmp_path)
     loaded = load_model(tmp_path / "model.keras")
     losses = [m.fit(x, y, verbose=0, shuffle=False).history["loss"] for m in (prepared, loaded)]
     assert losses[0] == losses[1]

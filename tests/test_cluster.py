@@ -1,11 +1,9 @@
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from fresh import run_fresh
 from models import ZOO, inputs_of, labels_of, weights_of
 
 from tfedge.callbacks import KeepClusters, KeepZeros
@@ -386,10 +384,7 @@ def test_a_saved_model_in_training_goes_on_in_a_fresh_process(tmp_path):
         "assert report.metrics['most_unique_values'] == 4\n"
         "assert np.allclose(model.predict(x, verbose=0), y, atol=1e-5)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-800:]
+    run_fresh(code, tmp_path)
 
 
 # Keras does without XLA in a process whose operations an earlier run made deterministic, and warns.

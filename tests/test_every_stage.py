@@ -5,18 +5,15 @@ oracle: what the stage must have done to the weights.
 """
 
 import functools
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
 import tf_keras
+from fresh import run_fresh
 from models import ZOO, inputs_of, labels_of, weights_of
 
 from tfedge import (
@@ -407,14 +404,7 @@ def test_a_saved_model_predicts_the_same_in_a_fresh_process(kind, tmp_path):
             for index, array in enumerate(x if isinstance(x, list) else [x]):
                 np.save(folder / f"x{index}.npy", array)
             np.save(folder / "outputs.npy", outputs(after))
-    done = subprocess.run(
-        [sys.executable, "-c", IN_A_FRESH_PROCESS, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    worst = {name: float(value) for name, value in map(str.split, done.stdout.splitlines())}
+    said = run_fresh(IN_A_FRESH_PROCESS, tmp_path)
+    worst = {name: float(value) for name, value in map(str.split, said.splitlines())}
     assert sorted(worst) == sorted(names)
     assert max(worst.values()) <= 1e-5, worst

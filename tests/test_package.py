@@ -1,7 +1,6 @@
 import ast
 import importlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+from fresh import run_fresh
 
 import tfedge
 
@@ -141,38 +141,28 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = tfedge.prunes
 
 
-def fresh(code):
-    """What a fresh Python process prints."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 LOADED = f"import json, sys; print(json.dumps(sorted({HEAVY!r} & set(sys.modules))))"
 
 
 def test_importing_tfedge_loads_no_tensorflow():
-    assert json.loads(fresh(f"import tfedge; {LOADED}")) == []
+    assert json.loads(run_fresh(f"import tfedge; {LOADED}")) == []
 
 
 def test_help_loads_no_tensorflow():
     code = f"from tfedge.cli import main; assert main(['--help']) == 0; {LOADED}"
-    assert json.loads(fresh(code).splitlines()[-1]) == []
+    assert json.loads(run_fresh(code).splitlines()[-1]) == []
 
 
 def test_data_in_numpy_loads_no_tensorflow():
     code = f"import tfedge; tfedge.load_dataset('digits'); {LOADED}"
-    assert json.loads(fresh(code)) == []
+    assert json.loads(run_fresh(code)) == []
 
 
 def test_help_is_quick():
     seconds = []
     for _ in range(3):
         started = time.perf_counter()
-        fresh("from tfedge.cli import main; main(['--help'])")
+        run_fresh("from tfedge.cli import main; main(['--help'])")
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 2.0  # 0.5 s on an idle machine; tests share theirs
 
@@ -183,7 +173,7 @@ def test_a_missing_package_says_which_extra_brings_it():
         "import tfedge\n"
         "try:\n    tfedge.Quantize\nexcept tfedge.MissingExtraError as error:\n    print(error)\n"
     )
-    assert 'pip install "tfedge[train]"' in fresh(code)
+    assert 'pip install "tfedge[train]"' in run_fresh(code)
 
 
 def setup_cfg():

@@ -1,10 +1,8 @@
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
 import tf_keras
+from fresh import run_fresh
 from models import ZOO, inputs_of, labels_of
 
 from tfedge.convert import convert
@@ -84,10 +82,7 @@ def test_a_saved_model_predicts_the_same_in_a_fresh_process(kind, tmp_path):
         "assert np.array_equal(y, np.load(sys.argv[1] + '/y.npy')), 'different'\n"
         "tfedge.Quantize().finish(model)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-800:]
+    run_fresh(code, tmp_path)
 
 
 def test_finish_reports_on_a_model_that_was_loaded(tmp_path):

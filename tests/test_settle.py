@@ -5,7 +5,7 @@ import tensorflow as tf
 from models import ZOO, inputs_of
 
 import tfedge
-from tfedge.engines.native.export import exact_ends, export_model
+from tfedge.engines.native.export import export_model
 from tfedge.engines.native.fake_quant import FakeQuantize
 from tfedge.engines.native.quantize import calibrate, prepare_quantization
 from tfedge.engines.native.settle import settle
@@ -106,7 +106,7 @@ def test_finish_settles_a_trained_model():
     ranges = [layer for layer in trained.layers if isinstance(layer, FakeQuantize)]
     assert ranges
     for layer in ranges:
-        assert (float(layer.minimum), float(layer.maximum)) == tuple(map(float, exact_ends(layer)))
+        assert (float(layer.minimum), float(layer.maximum)) == tuple(map(float, layer.exact_ends()))
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (-0.3, 1.7), (0.0, 1.0), (-2.5, 0.4)])
@@ -116,7 +116,7 @@ def test_the_runtime_rounds_values_next_to_a_tie_as_training_does(low, high):
     layer.minimum.assign(low)
     layer.maximum.assign(high)
     layer.batches.assign(1.0)
-    low, high = exact_ends(layer)
+    low, high = layer.exact_ends()
     scale = np.float32((high - low) / np.float32(255))
     zero = int(np.rint(-low / scale))
     ties = ((np.arange(255) + 0.5 - zero) * np.float64(scale)).astype("float32")

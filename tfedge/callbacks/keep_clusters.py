@@ -5,6 +5,7 @@ from typing import Any
 import keras
 
 from tfedge.engines.native.cluster_keeping import ClusterKeeper, clustered_kernels
+from tfedge.engines.native.pruning import install, uninstall
 
 
 class KeepClusters(keras.callbacks.Callback):
@@ -25,16 +26,12 @@ class KeepClusters(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         """Put the clusters into the training step."""
         self._keepers = [ClusterKeeper(kernel) for kernel in clustered_kernels(self.model)]
-        for keeper in self._keepers:
-            keeper.install()
-        self.model.make_train_function(force=True)
+        install(self.model, self._keepers)
 
     def on_train_end(self, logs: Any = None) -> None:
         """Take them out again."""
         keepers, self._keepers = self._keepers, []
-        for keeper in keepers:
-            keeper.uninstall()
-        self.model.make_train_function(force=True)
+        uninstall(self.model, keepers)
 
 
 def keep_clusters(keras_name: str) -> Any:

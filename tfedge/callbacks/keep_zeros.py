@@ -7,6 +7,7 @@ import keras
 from tfedge.engines.native.kernels import pruned_kernels
 from tfedge.engines.native.prune_settings import Pruning
 from tfedge.engines.native.pruning import KernelPruner, install, uninstall
+from tfedge.models import scope_of
 
 
 class KeepZeros(keras.callbacks.Callback):
@@ -25,7 +26,7 @@ class KeepZeros(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Put the masks into the training step."""
-        with self.model.distribute_strategy.scope():
+        with scope_of(self.model):
             self._pruners = [
                 KernelPruner(kernel, Pruning(), None) for kernel in pruned_kernels(self.model)
             ]

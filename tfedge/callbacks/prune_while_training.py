@@ -24,6 +24,7 @@ from tfedge.engines.native.schedules import (
     updates_in_training,
 )
 from tfedge.errors import SettingsError, TrainingError
+from tfedge.models import scope_of
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class PruneWhileTraining(keras.callbacks.Callback):
         inside: dict[int, Any] = {}
         if not self._settings.between_batches():
             inside = {id(schedule): in_graph(schedule) for schedule in self._schedules}
-        with self.model.distribute_strategy.scope():
+        with scope_of(self.model):
             self._pruners = [
                 KernelPruner(kernel, self._settings, inside.get(id(schedule)))
                 for kernel, schedule in zip(kernels, self._schedules, strict=True)

@@ -124,7 +124,7 @@ def student_form(
     activation = None if port is None else port.activation
     kind = kind or _kind_by_loss(loss) or _kind_by_activation(activation)
     if kind is None:
-        looks = outputs is not None and _are_probabilities(outputs, "classes")
+        looks = outputs is not None and are_probabilities(outputs, "classes")
         kind = "classes" if looks else "values"
     if kind == "values":
         return Form("values")
@@ -134,7 +134,7 @@ def student_form(
         return Form(kind)
     if (by_loss := _from_logits(loss)) is not None:
         return Form(kind, not by_loss)
-    return Form(kind, _are_probabilities(_needed(outputs, "student"), kind))
+    return Form(kind, are_probabilities(_needed(outputs, "student"), kind))
 
 
 def teacher_form(port: Port | None, kind: str, outputs: np.ndarray | None) -> Form:
@@ -150,7 +150,7 @@ def teacher_form(port: Port | None, kind: str, outputs: np.ndarray | None) -> Fo
         return Form("values")
     if activation in ("softmax", "sigmoid", "linear"):
         return Form(kind, activation != "linear")
-    return Form(kind, _are_probabilities(_needed(outputs, "teacher"), kind))
+    return Form(kind, are_probabilities(_needed(outputs, "teacher"), kind))
 
 
 def check_kind(kind: Any) -> None:
@@ -176,7 +176,13 @@ def _needed(outputs: np.ndarray | None, role: str) -> np.ndarray:
     return outputs
 
 
-def _are_probabilities(outputs: np.ndarray, kind: str) -> bool:
+def are_probabilities(outputs: np.ndarray, kind: str) -> bool:
+    """Whether values look like probabilities rather than logits.
+
+    Args:
+        outputs: Shape (samples, …, classes).
+        kind: `"classes"`, which sum to one, or `"binary"`.
+    """
     outputs = np.asarray(outputs, np.float32)
     in_unit = bool(outputs.min() >= 0 and outputs.max() <= 1)
     return in_unit and (kind == "binary" or np.allclose(outputs.sum(axis=-1), 1, atol=0.05))

@@ -13,7 +13,7 @@ from tfedge.distillation.projections import Projection
 from tfedge.distillation.recording import Recorder
 from tfedge.distillation.settings import Distillation
 from tfedge.errors import SettingsError
-from tfedge.models import import_keras, keras_of
+from tfedge.models import import_keras, keras_of, scope_of
 
 # What a batch's y holds where more than labels travels with the samples.
 LABELS, WEIGHTS, LABELLED, TEACHERS = (
@@ -83,7 +83,7 @@ class Lesson:
             names.append("loss")
         config = model.get_compile_config()  # Keras reads variables for it: not while tracing
         self._has_metrics = bool(config.get("metrics") or config.get("weighted_metrics"))
-        with model.distribute_strategy.scope():
+        with scope_of(model):
             self._means = {name: self._keras.metrics.Mean(name=name) for name in names}
 
     # ------------------------------------------------------------------ in place of Keras's own

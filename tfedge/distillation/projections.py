@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfedge.distillation import losses
-from tfedge.models import import_keras, keras_of
+from tfedge.models import import_keras, keras_of, scope_of
 
 LEARNING_RATE = 1e-3
 
@@ -28,7 +28,7 @@ class Projection:
         self._keras = import_keras(keras_of(model))
         limit = np.sqrt(6 / (channels + wanted))  # Glorot and Bengio, 2010
         values = np.random.default_rng(seed).uniform(-limit, limit, (channels, wanted))
-        with model.distribute_strategy.scope():
+        with scope_of(model):
             self._matrix = self._variable(values.astype(np.float32))
             self._optimizer = self._keras.optimizers.Adam(LEARNING_RATE)
             self._optimizer.build([self._matrix])

@@ -96,11 +96,12 @@ def _native(model: Any) -> tuple[Kept, ...]:
     found: dict[str, Kept] = {}
     for call in graph.calls:
         wrapper = call.operation
-        if not isinstance(wrapper, QuantizedWeights) or "kernel" not in wrapper.effective_weights():
+        if not isinstance(wrapper, QuantizedWeights) or not (wrapper.masks or wrapper.holds):
             continue
-        if not wrapper.masks and not wrapper.holds:
+        weights = wrapper.effective_weights()
+        if "kernel" not in weights:
             continue
-        kernel = ops.convert_to_numpy(wrapper.effective_weights()["kernel"])
+        kernel = ops.convert_to_numpy(weights["kernel"])
         distinct, clusters = kernel.size, None
         if is_held(wrapper):
             behind = folded_batch_norm(graph, call, linear(call))

@@ -172,15 +172,17 @@ class _Search:
         except (TrainingError, SettingsError) as error:
             if isinstance(error, SettingsError) and not searched:
                 raise
+            strength = self.work.strength(step, base, fraction)
             row = StepRecord(
                 step=f"{index + 1}-{step.stage}",
-                title=title_of(step, self.work.strength(step, base, fraction)),
+                title=title_of(step, strength),
                 outcome="rejected",
                 reason=str(error),
                 settings=dict(step.settings),
-                strength=self.work.strength(step, base, fraction),
+                strength=strength,
             )
-            self.rows += [row] if row not in self.rows else []
+            if row not in self.rows:
+                self.rows.append(row)
             return None
 
     def _judged(self, made: State) -> bool:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from tfedge.data import Data, check_data, evaluate
+from tfedge.data import Data, Metric, Split, check_data, evaluate
+from tfedge.distillation.forms import are_probabilities
 from tfedge.errors import DataError, SettingsError, TrainingError
 from tfedge.models import check_strategy, import_keras, is_compiled, keras_of, own_objects
 from tfedge.stages._base import Context, Fit
@@ -106,11 +107,23 @@ def measured(model: Any, context: Context, when: str) -> dict[str, float]:
     data = context.data
     if context.metric is None or data is None or data.evaluation is None:
         return {}
+    return {f"{context.metric.name}_{when}": scored(model, data.evaluation, context.metric)}
+
+
+def scored(model: Any, split: Split, metric: Metric, *, batch_size: int | None = None) -> float:
+    """A metric of a model of either Keras on labelled data.
+
+    Args:
+        model: The model.
+        split: Samples with labels.
+        metric: The metric.
+        batch_size: Samples that the model takes at once. Default: Keras's.
+    """
 
     def predict(x: Any) -> Any:
-        return model.predict(_as_model_takes(x), verbose=0)
+        return model.predict(_as_model_takes(x), batch_size=batch_size, verbose=0)
 
-    return {f"{context.metric.name}_{when}": evaluate(predict, data.evaluation, context.metric)}
+    return evaluate(predict, split, metric)
 
 
 def check_count(value: Any, name: str) -> None:
@@ -155,11 +168,9 @@ def choose_loss(keras: Any, y: Any, outputs: Any) -> tuple[Any, list[str]]:
     """
     y, outputs = np.asarray(y), np.asarray(outputs, np.float32)
     classes = outputs.shape[-1]
-    sums = outputs.sum(axis=-1)
-    in_unit = bool(outputs.min() >= 0 and outputs.max() <= 1)
     whole = bool(np.all(y == np.round(y)))
     if classes > 1 and y.ndim in (outputs.ndim - 1, outputs.ndim):
-        logits = not (in_unit and np.allclose(sums, 1, atol=0.05))
+        logits = not are_probabilities(outputs, "classes")
         indices = y.ndim == outputs.ndim - 1 or y.shape[-1] == 1
         if whole and indices and y.min() >= 0 and y.max() < classes:
             loss = keras.losses.SparseCategoricalCrossentropy(from_logits=logits)
@@ -167,7 +178,8 @@ def choose_loss(keras: Any, y: Any, outputs: Any) -> tuple[Any, list[str]]:
         if y.shape == outputs.shape and y.min() >= 0 and np.allclose(y.sum(axis=-1), 1, atol=1e-3):
             return keras.losses.CategoricalCrossentropy(from_logits=logits), ["accuracy"]
     if classes == 1 and whole and set(np.unique(y).tolist()) <= {0, 1}:
-        return keras.losses.BinaryCrossentropy(from_logits=not in_unit), ["accuracy"]
+        logits = not are_probabilities(outputs, "binary")
+        return keras.losses.BinaryCrossentropy(from_logits=logits), ["accuracy"]
     return keras.losses.MeanSquaredError(), []
 
 

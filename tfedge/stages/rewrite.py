@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tfedge.callbacks import keep_zeros
-from tfedge.data import Metric, Split, evaluate
+from tfedge.data import Metric, Split
 from tfedge.engines.native.costs import total_macs
 from tfedge.engines.native.graph import read_graph
 from tfedge.engines.native.patterns import DEFAULT, PATTERNS
@@ -28,7 +28,7 @@ from tfedge.models import (
 )
 from tfedge.report import Skipped, StageReport
 from tfedge.stages._base import AbstractStage, Context
-from tfedge.stages._fit import check_count
+from tfedge.stages._fit import check_count, scored
 
 TOLERANCE = 1e-5  # of the largest output of a sample
 HALF_TOLERANCE = 2e-2  # of a model that computes in 16 bits
@@ -140,22 +140,26 @@ class Rewrite(AbstractStage):
 
 @dataclass(frozen=True)
 class _Judge:
-    """A figure of merit on training data."""
+    """A figure of merit on training data: a metric, or the loss that a model is compiled with."""
 
-    metric: Metric
     split: Split
-    by_loss: bool
+    metric: Metric | None
+
+    @property
+    def name(self) -> str:
+        return "loss" if self.metric is None else self.metric.name
 
     def figure(self, model: Any) -> float:
-        if self.by_loss:
-            arguments = self.split.fit_arguments(32)
-            rows = {key: arguments[key] for key in ("x", "y", "sample_weight") if key in arguments}
-            return float(model.evaluate(**rows, verbose=0, return_dict=True)["loss"])
+        if self.metric is not None:
+            return scored(model, self.split, self.metric)
+        arguments = self.split.fit_arguments(32)
+        rows = {key: arguments[key] for key in ("x", "y", "sample_weight") if key in arguments}
+        return float(model.evaluate(**rows, verbose=0, return_dict=True)["loss"])
 
-        def predict(x: Any) -> Any:
-            return model.predict(list(x) if isinstance(x, tuple) else x, verbose=0)
-
-        return evaluate(predict, self.split, self.metric)
+    def worse_by(self, reference: float, candidate: float) -> float:
+        if self.metric is None:
+            return candidate - reference
+        return self.metric.worse_by(reference, candidate)
 
 
 @dataclass
@@ -226,9 +230,9 @@ class _Work:
             return f"its training failed ({error})", figures
         if self.judge is None or self.start is None or self.figure is None:
             return "", figures
-        name, figure = self.judge.metric.name, self.judge.figure(made.model)
-        drop = self.judge.metric.worse_by(self.start, figure)
-        cost = self.judge.metric.worse_by(self.figure, figure)
+        name, figure = self.judge.name, self.judge.figure(made.model)
+        drop = self.judge.worse_by(self.start, figure)
+        cost = self.judge.worse_by(self.figure, figure)
         figures |= {name: figure, "cost": cost}
         limit = self.max_drop if self.max_drop is not None else math.inf
         if not drop <= limit:
@@ -267,12 +271,7 @@ def _judge(model: Any, context: Context, samples: int) -> _Judge:
             f"compiled model. Received a `Context` without `{missing}`. Give it, or apply the "
             "pattern unchecked: `Rewrite(…, max_drop=None)`."
         )
-    metric = context.metric or Metric(name="loss", higher_is_better=False, function=_not_called)
-    return _Judge(metric, split.take(samples, seed=context.seed), context.metric is None)
-
-
-def _not_called(y_true: Any, y_pred: Any) -> float:
-    raise NotImplementedError("The loss is computed by Keras.")
+    return _Judge(split.take(samples, seed=context.seed), context.metric)
 
 
 def _report(stage: Rewrite, model: Any, work: _Work) -> StageReport:
@@ -287,8 +286,8 @@ def _report(stage: Rewrite, model: Any, work: _Work) -> StageReport:
         "patterns": work.outcomes,
     }
     if work.judge is not None:
-        metrics |= {f"{work.judge.metric.name}_before": work.start}
-        metrics |= {f"{work.judge.metric.name}_after": work.figure}
+        metrics |= {f"{work.judge.name}_before": work.start}
+        metrics |= {f"{work.judge.name}_after": work.figure}
     skipped = tuple(
         Skipped(name, _why_skipped(stage, model, name, work.reasons))
         for name in names

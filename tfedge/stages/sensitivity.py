@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfedge.data import Data, Metric, Split, evaluate, find_metric
+from tfedge.data import Data, Metric, Split, find_metric
 from tfedge.errors import DataError, MissingExtraError, SettingsError
 from tfedge.files import writing
 from tfedge.models import (
@@ -20,6 +20,7 @@ from tfedge.models import (
     copy_model,
 )
 from tfedge.report import Record, Skipped
+from tfedge.stages._fit import scored
 
 if TYPE_CHECKING:
     from tfedge.engines.native.channels import Channels, Group
@@ -242,11 +243,7 @@ class _Work:
         )
 
     def figure(self, model: Any) -> float:
-        def predict(x: Any) -> Any:
-            x = list(x) if isinstance(x, tuple) else x
-            return model.predict(x, batch_size=self.batch_size, verbose=0)
-
-        return evaluate(predict, self.split, self.metric)
+        return scored(model, self.split, self.metric, batch_size=self.batch_size)
 
 
 @contextmanager

@@ -4,14 +4,14 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from tfedge.data import Split
 from tfedge.engines.native.channels import Channels, Group, Part
+from tfedge.engines.native.fake_quant import folded_scale
 from tfedge.engines.native.graph import Call, Copies, Ref, build_model
-from tfedge.engines.native.importance import channel_entropy
+from tfedge.engines.native.importance import channel_entropy, gradients_of
 from tfedge.engines.native.lower import TRAINING_ONLY
 from tfedge.errors import DataError, SettingsError
 
@@ -187,9 +187,7 @@ def _folded_scale(channels: Channels, part: Part) -> np.ndarray:
     behind = batch_norm_behind(channels, part)
     if behind is None:
         return np.ones(len(part.writes))
-    norm = behind.layer
-    scale = _array(norm.gamma) if norm.scale else np.ones(len(part.writes))
-    return scale / np.sqrt(_array(norm.moving_variance) + norm.epsilon)
+    return np.asarray(folded_scale(behind.layer), np.float64)
 
 
 def _by_scales(groups: Iterable[Group]) -> dict[int, np.ndarray]:
@@ -291,9 +289,9 @@ def _by_gradients(
     scores = {group.index: np.zeros(group.size) for group in channels.groups}
     count = 0
     for rows in batches:
-        gradients = iter(_gradients(model, variables, rows))
+        gradients = iter(gradients_of(model, variables, rows))
         found = {
-            name: [(_array(v), next(gradients), turn) for v, turn in own]
+            name: [(_array(v), np.asarray(next(gradients), np.float64), turn) for v, turn in own]
             for name, own in sources.items()
         }
         size = len(tf.nest.flatten(rows[0])[0])
@@ -343,21 +341,6 @@ def _first_and_rest(axis: int) -> Turn:
         return np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
 
     return turn
-
-
-def _gradients(model: Any, variables: list[Any], rows: tuple[Any, ...]) -> list[np.ndarray]:
-    x, y, weight = (*rows, None, None)[:3]
-    x = list(x) if isinstance(x, tuple) else x
-    tensors = [tf.convert_to_tensor(variable.value) for variable in variables]
-    values = list(
-        zip(variables, tensors, strict=True)
-    )  # so that copies on several devices work too
-    with tf.GradientTape(watch_accessed_variables=False) as tape, keras.StatelessScope(values):
-        tape.watch(tensors)
-        outputs = model(x, training=False)
-        loss = model.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=weight)
-    found = tape.gradient(loss, tensors, unconnected_gradients="zero")
-    return [np.asarray(tf.convert_to_tensor(gradient), np.float64) for gradient in found]
 
 
 def _checked(scores: Any, group: Group) -> np.ndarray:

@@ -5,9 +5,15 @@ from typing import Any
 
 from tfedge.engines.native.centroids import distinct_count
 from tfedge.engines.native.cluster_settings import Clustering
-from tfedge.engines.native.kernels import Kernel, kernels_of
-from tfedge.errors import ModelError, SettingsError, did_you_mean
-from tfedge.models import choose_layers, layers_of
+from tfedge.engines.native.kernels import (
+    Kernel,
+    kernels_of,
+    named_layers,
+    nothing_to_do,
+    without_kernel,
+)
+from tfedge.errors import ModelError, SettingsError
+from tfedge.models import layers_of
 from tfedge.report import Skipped
 
 # Axis of the output channels of kernels that can have centroids per channel.
@@ -40,15 +46,7 @@ def find_clusterable(
             f"Clustering needs the weights, and `{model.name}` has none yet. Call it once on a "
             "batch, `model(x[:1])`."
         )
-    leaves = [layer.name for layer in layers_of(model)]
-    for name in settings.per_layer or ():
-        if name not in leaves:
-            raise SettingsError(
-                f"`per_layer` names layers of the model. Received: {name!r}."
-                f"{did_you_mean(name, leaves)}"
-            )
-    wanted = settings.named()
-    named = {id(layer) for layer in choose_layers(model, wanted)} if wanted else set()
+    named = named_layers(model, settings)
     kernels: list[Kernel] = []
     skipped: list[Skipped] = []
     for layer in layers_of(model):
@@ -58,23 +56,18 @@ def find_clusterable(
             reason = "not in `layers`"
         if reason is None:
             kernels += own
-        elif layer.name in wanted:
+        elif layer.name in settings.named():
             raise SettingsError(f"Layer {layer.name!r} cannot be clustered: {reason}.")
         else:
             skipped.append(Skipped(layer.name, reason))
     if not kernels:
-        raise ModelError(
-            "No layer of this model can be clustered. "
-            + " ".join(f"{row.layer}: {row.reason}." for row in skipped[:5])
-        )
+        raise nothing_to_do("clustered", skipped)
     return tuple(kernels), tuple(skipped)
 
 
 def _why_not(layer: Any, kernels: Sequence[Kernel], training: bool) -> str | None:
     if not kernels:
-        if kernels_of(layer, depthwise=True):
-            return "depthwise kernels are clustered only where they are named in `layers`"
-        return "no kernel that can be clustered" if layer.built else "not built yet"
+        return without_kernel(layer, "clustered")
     if training and not layer.trainable:
         return "frozen (`trainable=False`); clustering at once would reach it"
     return None

@@ -11,9 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
-from keras.saving import deserialize_keras_object, serialize_keras_object
 
-from tfedge.engines.native import _private
 from tfedge.engines.native.centroids import (
     LLOYD_STEPS,
     centroids_of,
@@ -24,7 +22,7 @@ from tfedge.engines.native.cluster_settings import Clustering
 from tfedge.engines.native.clusterable import channel_axis
 from tfedge.engines.native.graph import Call, Copies, build_model, copy_layer, read_graph
 from tfedge.engines.native.kernels import Kernel
-from tfedge.engines.native.stand_in import call_with
+from tfedge.engines.native.stand_in import AbstractStandIn
 
 
 class CentroidSet:
@@ -91,7 +89,7 @@ class CentroidSet:
 
 
 @keras.saving.register_keras_serializable("tfedge")
-class ClusteredWeights(keras.layers.Layer):
+class ClusteredWeights(AbstractStandIn):
     """Run a layer with clustered kernels.
 
     Args:
@@ -109,14 +107,9 @@ class ClusteredWeights(keras.layers.Layer):
         aggregation: str = "sum",
         **kwargs: Any,
     ) -> None:
-        kwargs.setdefault("name", layer.name)
-        kwargs.setdefault("dtype", layer.dtype_policy)
-        super().__init__(**kwargs)
-        self.layer = layer
+        super().__init__(layer, **kwargs)
         self.kernels = {str(place): dict(entry) for place, entry in kernels.items()}
         self.aggregation = aggregation
-        self.supports_masking = layer.supports_masking
-        self._takes_training = _private.takes_training(layer)
 
     def build(self, *shapes: Any, **named_shapes: Any) -> None:
         """Make centroids and masks."""
@@ -165,29 +158,15 @@ class ClusteredWeights(keras.layers.Layer):
             kwargs["training"] = training
         weights = self.layer.weights
         replaced = {id(weights[int(p)]): self.clustered_kernel(p) for p in self.kernels}
-        return call_with(self.layer, replaced, *args, **kwargs)
-
-    def compute_output_spec(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
-        """That of the layer."""
-        return self.layer.compute_output_spec(*args, **kwargs)
-
-    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
-        """That of the layer."""
-        return self.layer.compute_mask(inputs, previous_mask)
+        return self.call_with(replaced, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments, for saving."""
         return {
             **super().get_config(),
-            "layer": serialize_keras_object(self.layer),
             "kernels": self.kernels,
             "aggregation": self.aggregation,
         }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "ClusteredWeights":
-        """A layer of these arguments."""
-        return cls(**{**config, "layer": deserialize_keras_object(config["layer"])})
 
 
 # ---------------------------------------------------------------------- at once and in training

@@ -18,6 +18,7 @@ from tfedge.engines.native.graph import Call, Graph, build_model, copy_layer, re
 from tfedge.engines.native.lower import TRAINING_ONLY, affine_of
 from tfedge.engines.native.place import WEIGHTS, clip_of, folded_batch_norm
 from tfedge.errors import ConversionError
+from tfedge.models import layers_of
 
 WIDTH = 8  # bits of the integers in a file
 
@@ -60,10 +61,9 @@ def in_float32(model: Any) -> Any:
     Args:
         model: A Functional or Sequential Keras 3 model.
     """
-    graph = read_graph(model)
-    layers_ = [call.operation for call in graph.calls if call.is_layer]
-    if all(layer.compute_dtype in ("float32", None) for layer in layers_):
+    if all(layer.compute_dtype in ("float32", None) for layer in layers_of(model)):
         return model
+    graph = read_graph(model)
     made: dict[str, Any] = {}
 
     def emit(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -144,7 +144,7 @@ def exact_range(layer: FakeQuantize) -> Any:
     is above saturates there. What is below is cut off by the ReLU before the range, or else by a
     maximum of its own.
     """
-    low, high = exact_ends(layer)
+    low, high = layer.exact_ends()
     if layer.bits == WIDTH:
         range_ = _fixed(layer.name, low, high)
     elif layer.non_negative:
@@ -160,7 +160,7 @@ def _fixed(name: str, low: np.float32, high: np.float32) -> FakeQuantize:
 
 def _floor_of(layer: FakeQuantize) -> np.float32:
     """Where 8-bit integers of the step of a narrower range begin if they end as it does."""
-    low, high = exact_ends(layer)
+    low, high = layer.exact_ends()
     return high - (high - low) / np.float32(2**layer.bits - 1) * np.float32(2**WIDTH - 1)
 
 
@@ -186,11 +186,6 @@ class AtLeastOutput(layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """Settings of the layer."""
         return {**super().get_config(), "least": self.least}
-
-
-def exact_ends(layer: FakeQuantize) -> tuple[np.float32, np.float32]:
-    """Minimum and maximum of a range, moved to where its zero point is a whole number."""
-    return layer.exact_ends()
 
 
 def fenced(x: Any) -> Any:

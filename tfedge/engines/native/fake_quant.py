@@ -4,7 +4,6 @@ The arithmetic is TensorFlow's `fake_quant_with_min_max_vars`, the same that TFM
 in NumPy `tfedge.affine`.
 """
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,7 @@ from tfedge.engines.native.observers import (
     highest,
     lowest,
 )
-from tfedge.engines.native.stand_in import call_with
+from tfedge.engines.native.stand_in import AbstractStandIn
 
 
 def fake_quant_weights(weights: Any, *, axis: int | None, bits: int = 8) -> Any:
@@ -202,7 +201,7 @@ class FakeQuantize(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("tfedge")
-class QuantizedWeights(keras.layers.Layer):
+class QuantizedWeights(AbstractStandIn):
     """Run a layer with fake-quantised weights, and optionally the BatchNormalization behind it.
 
     Args:
@@ -228,10 +227,7 @@ class QuantizedWeights(keras.layers.Layer):
         clusters: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        kwargs.setdefault("name", layer.name)
-        kwargs.setdefault("dtype", layer.dtype_policy)
-        super().__init__(**kwargs)
-        self.layer = layer
+        super().__init__(layer, **kwargs)
         self.batch_norm = batch_norm
         self.specs = tuple(
             WeightSpec(name, tuple(axis) if isinstance(axis, list) else axis)
@@ -242,8 +238,6 @@ class QuantizedWeights(keras.layers.Layer):
         self.holds = {
             name: Hold(tuple(shape), axis) for name, (shape, axis) in (clusters or {}).items()
         }
-        self.supports_masking = layer.supports_masking
-        self._takes_training = "training" in _call_parameters(layer)
 
     def build(self, input_shape: Any) -> None:
         if not self.layer.built:
@@ -293,21 +287,14 @@ class QuantizedWeights(keras.layers.Layer):
         if self._takes_training:
             kwargs["training"] = training
         replaced = {id(getattr(self.layer, n)): v for n, v in self.effective_weights().items()}
-        outputs = call_with(self.layer, replaced, *args, **kwargs)
+        outputs = self.call_with(replaced, *args, **kwargs)
         if self.batch_norm is not None:
             outputs = self.batch_norm(outputs, training=training)
         return outputs
 
-    def compute_output_spec(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
-        return self.layer.compute_output_spec(*args, **kwargs)
-
-    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
-        return self.layer.compute_mask(inputs, previous_mask)
-
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "layer": serialize_keras_object(self.layer),
             "weights": {spec.name: spec.axis for spec in self.specs},
             "bits": self.bits,
             "keep_sparsity": self.keep_sparsity,
@@ -317,11 +304,9 @@ class QuantizedWeights(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "QuantizedWeights":
-        inner = {
-            name: deserialize_keras_object(config[name]) if config[name] else None
-            for name in ("layer", "batch_norm")
-        }
-        return cls(**{**config, **inner})
+        behind = config["batch_norm"] and deserialize_keras_object(config["batch_norm"])
+        made: QuantizedWeights = super().from_config({**config, "batch_norm": behind})
+        return made
 
 
 def folded_scale(batch_norm: Any) -> Any:
@@ -348,7 +333,3 @@ def folded_offset(batch_norm: Any) -> Any:
     """
     shift = -ops.cast(batch_norm.moving_mean, "float32") * folded_scale(batch_norm)
     return shift + ops.cast(batch_norm.beta, "float32") if batch_norm.center else shift
-
-
-def _call_parameters(layer: Any) -> Mapping[str, Any]:
-    return inspect.signature(layer.call).parameters

@@ -12,11 +12,10 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
-from keras.saving import deserialize_keras_object, serialize_keras_object
 
 from tfedge.engines.native.graph import Call, Copies, Graph, build_model, copy_layer, read_graph
 from tfedge.engines.native.penalties import Target, group_shape
-from tfedge.engines.native.stand_in import call_with
+from tfedge.engines.native.stand_in import AbstractStandIn
 
 BETA = 2 / 3  # temperature
 GAMMA, ZETA = -0.1, 1.1  # what the concrete distribution is stretched to, before it is clipped
@@ -88,7 +87,7 @@ class ExpectedCount(keras.regularizers.Regularizer):
 
 
 @keras.saving.register_keras_serializable("tfedge")
-class GatedWeights(keras.layers.Layer):
+class GatedWeights(AbstractStandIn):
     """Run a layer with gates on its kernel, and on its bias where they gate whole outputs.
 
     While training the gates are drawn anew in every step; at inference they rest.
@@ -114,16 +113,12 @@ class GatedWeights(keras.layers.Layer):
         seed: int,
         **kwargs: Any,
     ) -> None:
-        kwargs.setdefault("name", layer.name)
-        kwargs.setdefault("dtype", layer.dtype_policy)
-        super().__init__(**kwargs)
-        self.layer = layer
+        super().__init__(layer, **kwargs)
         self.kernel = kernel
         self.groups = groups
         self.strength = strength
         self.speed = speed
         self.seed = seed
-        self.supports_masking = layer.supports_masking
         self.random = keras.random.SeedGenerator(seed)
 
     def build(self, input_shape: Any) -> None:
@@ -170,28 +165,17 @@ class GatedWeights(keras.layers.Layer):
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         gated = self.effective_weights(self.gates(training))
         replaced = {id(getattr(self.layer, name)): value for name, value in gated.items()}
-        return call_with(self.layer, replaced, inputs)
-
-    def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
-        return self.layer.compute_output_spec(inputs)
-
-    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
-        return self.layer.compute_mask(inputs, previous_mask)
+        return self.call_with(replaced, inputs)
 
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "layer": serialize_keras_object(self.layer),
             "kernel": self.kernel,
             "groups": self.groups,
             "strength": self.strength,
             "speed": self.speed,
             "seed": self.seed,
         }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "GatedWeights":
-        return cls(**{**config, "layer": deserialize_keras_object(config["layer"])})
 
 
 def _product(variable: Any, gates: Any) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -187,7 +188,7 @@ def observe(
         owners = [kernel.owner for kernel in kernels] if with_activations else []
         with _recording(owners) as seen:
             if with_gradients:
-                gradients = _gradients(model, kernels, batch)
+                gradients = gradients_of(model, [kernel.variable for kernel in kernels], batch)
                 size = len(tf.nest.flatten(batch[0])[0])
                 sums = [total + size * g for total, g in zip(sums, gradients, strict=True)]
                 count += size
@@ -206,17 +207,28 @@ def observe(
     ]
 
 
-def _gradients(model: Any, kernels: Sequence[Kernel], batch: tuple[Any, ...]) -> list[Any]:
+def gradients_of(model: Any, variables: Sequence[Any], batch: tuple[Any, ...]) -> list[Any]:
+    """Gradients of the mean loss of a batch at inference, as NumPy arrays.
+
+    Args:
+        model: A compiled Keras 3 model.
+        variables: Of the model. They may have copies on several devices.
+        batch: `(x, y)` or `(x, y, sample_weight)`.
+
+    Raises:
+        DataError: There are no labels.
+    """
     x, y, sample_weight = (*batch, None, None)[:3]
     if y is None:
         raise DataError("An importance that uses gradients needs data with labels. Received: none.")
-    variables = [kernel.variable.value for kernel in kernels]
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(variables)
-        loss = model.compute_loss(
-            x=x, y=y, y_pred=model(x, training=False), sample_weight=sample_weight
-        )
-    gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
+    x = list(x) if isinstance(x, tuple) else x
+    tensors = [tf.convert_to_tensor(variable.value) for variable in variables]
+    values = list(zip(variables, tensors, strict=True))
+    with tf.GradientTape(watch_accessed_variables=False) as tape, keras.StatelessScope(values):
+        tape.watch(tensors)
+        outputs = model(x, training=False)
+        loss = model.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=sample_weight)
+    gradients = tape.gradient(loss, tensors, unconnected_gradients="zero")
     return [tf.convert_to_tensor(gradient).numpy() for gradient in gradients]
 
 

@@ -83,7 +83,7 @@ def find_kernels(
             f"Pruning needs the weights, and `{model.name}` has none yet. Call it once on a batch, "
             "`model(x[:1])`, before it is pruned or fitted."
         )
-    named = _named_layers(model, settings)
+    named = named_layers(model, settings)
     kernels: list[Kernel] = []
     skipped: list[Skipped] = []
     seen: set[int] = set()
@@ -101,10 +101,7 @@ def find_kernels(
             raise SettingsError(f"Layer {layer.name!r} cannot be pruned: {reason}.")
         skipped.append(Skipped(layer.name, reason))
     if not kernels and settings.sparsity_of("") != 0:
-        raise ModelError(
-            "No layer of this model can be pruned. "
-            + " ".join(f"{row.layer}: {row.reason}." for row in skipped[:5])
-        )
+        raise nothing_to_do("pruned", skipped)
     return tuple(kernels), tuple(skipped)
 
 
@@ -143,7 +140,16 @@ def has_sparse_kernel(kernel: Kernel) -> bool:
     return ones == ((1, 1), (1, 1), (1, 1)) and layer.groups == 1
 
 
-def _named_layers(model: Any, settings: Pruning) -> set[int]:
+def named_layers(model: Any, settings: Any) -> set[int]:
+    """`id` of each layer that settings name in `layers` or `per_layer`.
+
+    Args:
+        model: Of either Keras.
+        settings: Of pruning or clustering.
+
+    Raises:
+        SettingsError: There is no such layer.
+    """
     leaves = [layer.name for layer in layers_of(model)]
     for name in settings.per_layer or ():
         if name not in leaves:
@@ -155,13 +161,24 @@ def _named_layers(model: Any, settings: Pruning) -> set[int]:
     return {id(layer) for layer in choose_layers(model, named)} if named else set()
 
 
+def without_kernel(layer: Any, done: str) -> str:
+    """Why there is no kernel in a layer that could be `done`: "pruned" and the like."""
+    if kernels_of(layer, depthwise=True):
+        return f"depthwise kernels are {done} only where they are named in `layers`"
+    return f"no kernel that can be {done}" if layer.built else "not built yet"
+
+
+def nothing_to_do(done: str, skipped: Sequence[Skipped]) -> ModelError:
+    """The error for a model none of whose layers can be `done`."""
+    rows = " ".join(f"{row.layer}: {row.reason}." for row in skipped[:5])
+    return ModelError(f"No layer of this model can be {done}. {rows}")
+
+
 def _why_not(
     layer: Any, kernels: Sequence[Kernel], settings: Pruning, training: bool
 ) -> str | None:
     if not kernels:
-        if kernels_of(layer, depthwise=True):
-            return "depthwise kernels are pruned only where they are named in `layers`"
-        return "no kernel that can be pruned" if layer.built else "not built yet"
+        return without_kernel(layer, "pruned")
     if settings.schedule is None and settings.sparsity_of(layer.name) is None:
         return "not in `per_layer`"
     if settings.sparsity_of(layer.name) == 0:

@@ -42,12 +42,26 @@ class Levels:
     steps: np.ndarray
 
 
+def folded_kernel(wrapper: QuantizedWeights, batch_norm: Any) -> np.ndarray:
+    """The rounded kernel of a layer times the scale of the normalisation behind it. Float32.
+
+    Args:
+        wrapper: Of the layer.
+        batch_norm: The BatchNormalization that is folded into the kernel, or `None`.
+    """
+    kernel = ops.convert_to_numpy(wrapper.effective_weights()["kernel"]).astype(np.float32)
+    if batch_norm is None:
+        return kernel
+    scale = ops.convert_to_numpy(folded_scale(batch_norm))
+    return np.asarray(kernel * over_channels(wrapper.layer, kernel, scale))
+
+
 def kernel_steps(wrapper: QuantizedWeights, kernel: np.ndarray, batch_norm: Any) -> np.ndarray:
     """The step of the integers of a kernel, per output channel where it has one for each.
 
     Args:
         wrapper: Of the layer that the kernel belongs to.
-        kernel: Its values, rounded, times the scale of `batch_norm`.
+        kernel: Its values, rounded, times the scale of `batch_norm`, as `folded_kernel` gives it.
         batch_norm: The BatchNormalization that is folded into the kernel, or `None`.
 
     Returns:
@@ -91,10 +105,7 @@ def _levels(graph: Any) -> Iterator[Levels]:
             continue
         behind = folded_batch_norm(graph, call, layer)
         batch_norm = wrapper.batch_norm or (behind and behind.operation)
-        kernel = ops.convert_to_numpy(wrapper.effective_weights()["kernel"]).astype(np.float32)
-        if batch_norm is not None:
-            scale = ops.convert_to_numpy(folded_scale(batch_norm))
-            kernel = kernel * over_channels(layer, kernel, scale)
+        kernel = folded_kernel(wrapper, batch_norm)
         yield _row(wrapper, kernel, kernel_steps(wrapper, kernel, batch_norm))
 
 

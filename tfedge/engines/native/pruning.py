@@ -122,17 +122,17 @@ class KernelPruner:
         return tf.cast(mask_by_scores(tf.abs(weights), sparsity, self._settings), weights.dtype)
 
 
-def install(model: Any, pruners: Sequence[KernelPruner]) -> None:
-    """Put masks into the training step of a model."""
-    for pruner in pruners:
-        pruner.install()
+def install(model: Any, keepers: Sequence[Any]) -> None:
+    """Put what holds kernels, such as `KernelPruner`s, into the training step of a model."""
+    for keeper in keepers:
+        keeper.install()
     model.make_train_function(force=True)  # traced before, it would not see the masks
 
 
-def uninstall(model: Any, pruners: Sequence[KernelPruner]) -> None:
-    """Take masks out of the training step of a model."""
-    for pruner in pruners:
-        pruner.uninstall()
+def uninstall(model: Any, keepers: Sequence[Any]) -> None:
+    """Take it out of the training step again."""
+    for keeper in keepers:
+        keeper.uninstall()
     model.make_train_function(force=True)
 
 

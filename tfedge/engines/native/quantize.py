@@ -47,13 +47,15 @@ def prepare_quantization(
     whole = frozenset(keep_float)
     scheme = scheme or Scheme()
     simple = read_graph(lower(read_graph(model), keep=whole))
-    clusters = _clusters(simple, keep_float=whole, rules=rules) if keep_clusters else {}
+    placement = place(simple, keep_float=whole, rules=rules)
+    clusters = _clusters(simple, placement) if keep_clusters else {}
     unfolded = [
         call.name
         for call in simple.calls
         if call.name in clusters and not keeps_fold(call.operation, clusters[call.name])
     ]
-    placement = place(simple, keep_float=whole, rules=rules, unfolded=unfolded)
+    if unfolded:
+        placement = place(simple, keep_float=whole, rules=rules, unfolded=unfolded)
     bits = scheme.bits(simple, placement, [layer.name for layer in layers_of(model)])
     placement = dataclasses.replace(placement, notes=bits.notes)
     prepared = insert(
@@ -67,11 +69,9 @@ def prepare_quantization(
     return prepared, placement
 
 
-def _clusters(
-    graph: Graph, *, keep_float: Collection[str], rules: Mapping[type, LayerRule] | None
-) -> dict[str, dict[str, Hold]]:
+def _clusters(graph: Graph, placement: Placement) -> dict[str, dict[str, Hold]]:
     """Name of each call of a layer to the clusters that its weights have now."""
-    weights = place(graph, keep_float=keep_float, rules=rules).weights
+    weights = placement.weights
     operations = {call.name: call.operation for call in graph.calls if call.name in weights}
     found = {name: holds_of(layer, weights[name]) for name, layer in operations.items()}
     return {name: holds for name, holds in found.items() if holds}

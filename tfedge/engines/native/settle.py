@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from tfedge.engines.native.export import exact_ends, linear, over_channels
+from tfedge.engines.native.export import linear
 from tfedge.engines.native.fake_quant import (
     FakeQuantize,
     QuantizedWeights,
@@ -13,7 +13,7 @@ from tfedge.engines.native.fake_quant import (
     folded_scale,
 )
 from tfedge.engines.native.graph import Call, Graph, read_graph
-from tfedge.engines.native.levels import kernel_steps
+from tfedge.engines.native.levels import folded_kernel, kernel_steps
 from tfedge.engines.native.place import LINEAR, PASSES, folded_batch_norm
 
 
@@ -66,14 +66,13 @@ def _range_before(graph: Graph, call: Call) -> FakeQuantize | None:
 
 def _settle_bias(wrapper: QuantizedWeights, batch_norm: Any, range_: FakeQuantize) -> None:
     layer = wrapper.layer
-    kernel = ops.convert_to_numpy(wrapper.effective_weights()["kernel"]).astype(np.float32)
+    kernel = folded_kernel(wrapper, batch_norm)
     scale, offset = np.float32(1), np.float32(0)
     if batch_norm is not None:
         scale = ops.convert_to_numpy(folded_scale(batch_norm))
         offset = ops.convert_to_numpy(folded_offset(batch_norm))
-        kernel = kernel * over_channels(layer, kernel, scale)
     bias = ops.convert_to_numpy(layer.bias).astype(np.float32) if layer.use_bias else np.float32(0)
-    low, high = exact_ends(range_)
+    low, high = range_.exact_ends()
     step = (high - low) / (2**range_.bits - 1) * kernel_steps(wrapper, kernel, batch_norm)
     bias = bias * scale + offset
     with np.errstate(divide="ignore", invalid="ignore"):

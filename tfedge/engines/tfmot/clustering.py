@@ -7,6 +7,7 @@ import numpy as np
 
 from tfedge.engines.tfmot._library import internals, tf_keras, tfmot
 from tfedge.engines.tfmot.flattening import own_classes, read_graph
+from tfedge.engines.tfmot.unwrapping import unwrapped
 from tfedge.models import check_rebuildable, compile_like, scope_of
 
 _WRAPPERS = "clustering.keras.cluster_wrapper"
@@ -87,19 +88,7 @@ def strip_clustering(model: Any) -> Any:
         A model of plain layers under their first names, compiled with a fresh optimizer if
         `model` is compiled.
     """
-    with scope_of(model), own_classes(model):
-        copies: dict[str, Any] = {}
-
-        def unwrap(layer: Any) -> Any:
-            inner = layer.layer if is_clustered_wrapper(layer) else layer
-            copies[layer.name] = type(inner).from_config(inner.get_config())
-            return copies[layer.name]
-
-        stripped = tf_keras().models.clone_model(model, clone_function=unwrap)
-        for layer in model.layers:
-            if layer.name in copies:
-                copies[layer.name].set_weights(clustered_weights(layer))
-        return compile_like(stripped, model)
+    return unwrapped(model, is_clustered_wrapper, clustered_weights)
 
 
 def is_clustering(model: Any) -> bool:

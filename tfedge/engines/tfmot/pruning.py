@@ -5,6 +5,7 @@ from typing import Any
 
 from tfedge.engines.tfmot._library import internals, tf_keras, tfmot
 from tfedge.engines.tfmot.flattening import FlatGraph, own_classes, read_graph
+from tfedge.engines.tfmot.unwrapping import unwrapped
 from tfedge.errors import SettingsError, did_you_mean
 from tfedge.models import check_rebuildable, compile_like, scope_of
 from tfedge.report import Skipped
@@ -82,26 +83,16 @@ def strip_pruning(model: Any) -> Any:
         A model of plain layers under their first names, compiled with a fresh optimizer if
         `model` is compiled.
     """
-    wrapper = internals("sparsity.keras.pruning_wrapper").PruneLowMagnitude
-    with scope_of(model), own_classes(model):
-        wrapped = {layer.name: layer for layer in model.layers}
-        copies = {}
-
-        def unwrap(layer: Any) -> Any:
-            inner = layer.layer if isinstance(layer, wrapper) else layer
-            copies[layer.name] = type(inner).from_config(inner.get_config())
-            return copies[layer.name]
-
-        stripped = tf_keras().models.clone_model(model, clone_function=unwrap)
-        for name, made in copies.items():
-            made.set_weights(_masked_weights(wrapped[name], wrapper))
-        return compile_like(stripped, model)
+    return unwrapped(model, _is_wrapper, _masked_weights)
 
 
 def is_pruning(model: Any) -> bool:
     """Whether a tf_keras model holds TFMOT's pruning wrappers."""
-    wrapper = internals("sparsity.keras.pruning_wrapper").PruneLowMagnitude
-    return any(isinstance(layer, wrapper) for layer in model.layers)
+    return any(_is_wrapper(layer) for layer in model.layers)
+
+
+def _is_wrapper(layer: Any) -> bool:
+    return isinstance(layer, internals("sparsity.keras.pruning_wrapper").PruneLowMagnitude)
 
 
 def why_not_prunable(layer: Any) -> str | None:
@@ -222,8 +213,8 @@ def _prunable_weights(layer: Any, registry: Any) -> list[Any]:
         del layer.get_prunable_weights
 
 
-def _masked_weights(layer: Any, wrapper: Any) -> list[Any]:
-    if not isinstance(layer, wrapper):
+def _masked_weights(layer: Any) -> list[Any]:
+    if not _is_wrapper(layer):
         return layer.get_weights()
     masks = {id(weight): mask.numpy() for weight, mask, _ in layer.pruning_vars}
     return [
