@@ -35,7 +35,9 @@ ROWS = (
     ("inspection",),
     ("affine", "report", "errors", "files"),
 )
-WITHOUT_TENSORFLOW = ("affine", "errors", "files", "report", "inspection", "runtime", "benchmark")
+WITHOUT_TENSORFLOW = (
+    *("affine", "errors", "files", "report", "inspection", "runtime", "benchmark", "accelerators"),
+)
 HEAVY = {"tensorflow", "keras", "tf_keras", "tensorflow_model_optimization"}
 
 

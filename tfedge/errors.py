@@ -12,6 +12,7 @@
     │   └── FloatOperatorsError  an integer file would hold float operators
     ├── FileFormatError          a `.tflite` file is not sound      (also ValueError)
     ├── DelegateError            the delegate asked for did not run (also RuntimeError)
+    ├── CompilationError         no accelerator file could be made  (also RuntimeError)
     ├── VerificationError        a file does not match its model    (also AssertionError)
     └── FileWriteError           a file could not be written whole  (also OSError)
 
@@ -77,6 +78,10 @@ class FileFormatError(TfedgeError, ValueError):
 
 class DelegateError(TfedgeError, RuntimeError):
     """The delegate that was asked for cannot run this model here."""
+
+
+class CompilationError(TfedgeError, RuntimeError):
+    """An accelerator's compiler is absent, or did not make a file."""
 
 
 class VerificationError(TfedgeError, AssertionError):

@@ -14,11 +14,17 @@ TINY = 1e-7  # probabilities are held away from 0 by this, as Keras holds them
 def logits_of(outputs: Any, *, probabilities: bool, binary: bool = False) -> Any:
     """Outputs as float32 logits; of probabilities, their logarithm (binary: their log-odds).
 
+    In a graph, what went into the softmax or sigmoid is taken, as Keras's own losses do.
+
     Args:
         outputs: Logits or probabilities, (samples, …, classes).
         probabilities: Which of the two they are.
         binary: Whether every unit is a probability of its own, as after a sigmoid.
     """
+    if probabilities and tf.is_symbolic_tensor(outputs):
+        last = outputs.op
+        if last.type == ("Sigmoid" if binary else "Softmax"):
+            return tf.cast(last.inputs[0], tf.float32)
     outputs = tf.cast(outputs, tf.float32)
     if not probabilities:
         return outputs
@@ -55,9 +61,11 @@ def soft_label_loss(
     """
     softened = [tf.nn.softmax(_float(teacher) / temperature) for teacher in teachers]
     q = _mean_of(softened, weights)
-    log_p = tf.nn.log_softmax(_float(student) / temperature)
-    divergence = tf.reduce_sum(tf.math.xlogy(q, q) - q * log_p, axis=-1)
-    return temperature**2 * per_sample(divergence)
+    crossed = tf.nn.softmax_cross_entropy_with_logits(
+        labels=q, logits=_float(student) / temperature
+    )
+    entropy = -tf.reduce_sum(tf.math.xlogy(q, q), axis=-1)
+    return temperature**2 * per_sample(crossed - entropy)
 
 
 def soft_binary_loss(

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfedge.data.nests import Arrays, as_arrays, concatenate, leaves, map_leaves
 from tfedge.distillation.caching import TeacherCache
-from tfedge.distillation.lesson import LABELLED, LABELS, TEACHERS, WEIGHTS
+from tfedge.distillation.lesson import LABELLED, LABELS, NO_LABEL, TEACHERS, WEIGHTS
 from tfedge.distillation.lookup import with_teachers
 from tfedge.errors import DataError, SettingsError
 
@@ -44,6 +44,7 @@ class Pack:
         self.x = given.get("x")
         self.arguments = given
         self.has_labels = given.get("y") is not None or _brings_labels(self.x)
+        self.all_labelled = unlabelled is None and _all_labelled(given.get("y"))
         if _is_arrays(self.x):
             self._pack_arrays(teachers, cache, unlabelled)
             return
@@ -124,6 +125,13 @@ def _brings_labels(x: Any) -> bool:
     if isinstance(x, tf.data.Dataset):
         return isinstance(x.element_spec, tuple) and len(x.element_spec) > 1
     return not _is_arrays(x)
+
+
+def _all_labelled(y: Any) -> bool:
+    """Whether labels can be seen, and none is a class number that stands for no label."""
+    if not isinstance(y, np.ndarray) or not np.issubdtype(y.dtype, np.signedinteger):
+        return False
+    return not (y == NO_LABEL).any()
 
 
 def _is_arrays(x: Any) -> bool:

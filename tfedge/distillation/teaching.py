@@ -152,6 +152,7 @@ class _Training:
             recorder=self._recorder,
             projections=self.projections,
             class_weight=self._pack.class_weight,
+            all_labelled=self._pack.all_labelled,
         )
 
     def run(self, original: Callable[..., Any]) -> Any:

@@ -1,0 +1,1 @@
+"""Coral Edge TPU: what will run there, the compiler, and what is in a compiled file."""
