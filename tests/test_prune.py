@@ -7,7 +7,7 @@ from models import ZOO, inputs_of, labels_of, weights_of
 
 from tfedge.data import Data, Split
 from tfedge.engines.native import masks
-from tfedge.engines.native.importance import observe
+from tfedge.engines.native.importance import gradients_of, observe
 from tfedge.engines.native.kernels import find_kernels, kernels_of
 from tfedge.engines.native.prune_settings import Pruning
 from tfedge.engines.native.schedules import (
@@ -335,6 +335,23 @@ def test_every_importance_serves_one_shot_pruning(importance):
     stage = Prune(sparsity=0.5, one_shot=True, importance=importance)
     _, report = stage.apply(model, Context(data=data_of(model)))
     assert report.metrics["sparsity"] == pytest.approx(0.5, abs=0.02)
+
+
+def two_dense(regularizer):
+    keras.utils.set_random_seed(0)
+    dense = [keras.layers.Dense(4, kernel_regularizer=regularizer) for _ in range(2)]
+    model = keras.Sequential([keras.Input((3,)), *dense])
+    model.compile(loss="mse")
+    return model
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_the_gradient_of_one_kernel_holds_its_regularizer(place):
+    batch = (np.ones((2, 3), np.float32), np.zeros((2, 4), np.float32))
+    models = [two_dense(regularizer) for regularizer in (None, keras.regularizers.L2(0.1))]
+    kernels = [model.layers[place].kernel for model in models]
+    bare, held = (gradients_of(m, [k], batch)[0] for m, k in zip(models, kernels, strict=True))
+    np.testing.assert_allclose(held - bare, 2 * 0.1 * kernels[0].numpy(), atol=1e-6)
 
 
 def test_observed_gradients_and_activations_are_the_models():

@@ -223,8 +223,10 @@ def gradients_of(model: Any, variables: Sequence[Any], batch: tuple[Any, ...]) -
         raise DataError("An importance that uses gradients needs data with labels. Received: none.")
     x = list(x) if isinstance(x, tuple) else x
     tensors = [tf.convert_to_tensor(variable.value) for variable in variables]
-    values = list(zip(variables, tensors, strict=True))
-    with tf.GradientTape(watch_accessed_variables=False) as tape, keras.StatelessScope(values):
+    values = {id(variable): (variable, variable.value) for variable in model.trainable_variables}
+    values |= {id(v): (v, tensor) for v, tensor in zip(variables, tensors, strict=True)}
+    scope = keras.StatelessScope(list(values.values()))  # regularizers find all weights in it
+    with tf.GradientTape(watch_accessed_variables=False) as tape, scope:
         tape.watch(tensors)
         outputs = model(x, training=False)
         loss = model.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=sample_weight)
