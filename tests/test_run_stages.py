@@ -126,3 +126,6 @@ def test_a_dry_run_knows_every_stage(trained):
     assert len(rows) == len(stages) + 2
     assert all(row.changes for row in rows[2:3])
     assert all(row.skips is not None for row in rows[:-3])
+    at_rest = [row.step for row in rows if row.what.endswith("without training")]
+    assert at_rest == ["1-rewrite", "4-remove_dead"]
+    assert [row.step for row in rows[:-2] if not row.training_steps] == at_rest

@@ -2,14 +2,13 @@
 
 import sys
 import types
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tfedge.errors import DataError, SettingsError
-from tfedge.models import is_functional, keras_of, layers_of
+from tfedge.models import is_functional, keras_of, layers_of, output_names
 from tfedge.models.looking import KERASES
 
 KINDS = ("classes", "binary", "values")
@@ -56,8 +55,6 @@ def ports_of(model: Any) -> tuple[Port, ...] | None:
         return None
     tensors = list(model.outputs)
     ends = _ends(model)
-    struct = _structure(model)
-    names = sorted(struct) if isinstance(struct, Mapping) else ends
     single = len(tensors) == 1
     return tuple(
         Port(
@@ -65,7 +62,7 @@ def ports_of(model: Any) -> tuple[Port, ...] | None:
             tuple(tensor.shape[1:]),
             _last_activation(model) if single else _activation_of(model, end),
         )
-        for name, end, tensor in zip(names, ends, tensors, strict=True)
+        for name, end, tensor in zip(output_names(model), ends, tensors, strict=True)
     )
 
 
@@ -73,14 +70,6 @@ def _ends(model: Any) -> list[str]:
     """Names of the layers that end a model, in the flat order of its outputs."""
     sequential = sys.modules[keras_of(model)].Sequential
     return [model.layers[-1].name] if isinstance(model, sequential) else list(model.output_names)
-
-
-def _structure(model: Any) -> Any:
-    if keras_of(model) == "tf_keras":
-        return model.output
-    from tfedge.engines.native._private import structures
-
-    return structures(model)[1]
 
 
 def _last_activation(model: Any) -> str | None:

@@ -25,6 +25,7 @@ from tfedge.models.looking import is_functional as is_functional
 from tfedge.models.looking import is_model as is_model
 from tfedge.models.looking import keras_of as keras_of
 from tfedge.models.looking import layers_of as layers_of
+from tfedge.models.looking import output_names as output_names
 from tfedge.models.looking import scope_of as scope_of
 from tfedge.models.saving import save_model as save_model
 from tfedge.models.seeding import reproducible as reproducible

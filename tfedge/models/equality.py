@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tfedge.models.looking import layers_of
+from tfedge.models.looking import layers_of, output_names
 
 SAMPLES = 4
 OPEN_SIDE = 32  # what a side of the input is taken as where the model leaves it open
@@ -31,7 +31,7 @@ def output_differences(model: Any, other: Any, seed: int = 0) -> Iterator[tuple[
     if len(batch) == 1 and not keys:
         inputs = batch[0]
     ours, theirs = (_outputs(m(inputs, training=False)) for m in (model, other))
-    for name, (a, b) in zip(_output_names(model), zip(ours, theirs, strict=True), strict=True):
+    for name, (a, b) in zip(output_names(model), zip(ours, theirs, strict=True), strict=True):
         yield name, relative_difference(a, b)
 
 
@@ -55,13 +55,6 @@ def relative_difference(a: np.ndarray, b: np.ndarray) -> float:
 
 def _is_sequential(model: Any) -> bool:
     return any(cls.__name__ == "Sequential" for cls in type(model).__mro__)
-
-
-def _output_names(model: Any) -> list[str]:
-    """In the order of `_outputs`."""
-    if _is_sequential(model):
-        return [model.layers[-1].name]
-    return sorted(model.output_names) if isinstance(model.output, Mapping) else model.output_names
 
 
 def _keys(model: Any) -> list[str]:

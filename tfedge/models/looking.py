@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -71,6 +71,23 @@ def keras_of(model: Any) -> str:
         f"A Keras model is needed here, of Keras 3 or of tf_keras. "
         f"Received: {str(model)[:80]!r} of type `{type(model).__name__}`.{move}"
     )
+
+
+def output_names(model: Any) -> tuple[str, ...]:
+    """What the outputs of a built model are called, in the order of their flat structure.
+
+    Args:
+        model: A model of either Keras.
+
+    Returns:
+        The keys of a dict of outputs; else the names of the layers that end the model, and of one
+        without a graph that of its last layer.
+    """
+    sequential = sys.modules[keras_of(model)].Sequential
+    if isinstance(model, sequential) or not is_functional(model):
+        return tuple(layer.name for layer in model.layers[-1:])
+    by_name = isinstance(model.output, Mapping)
+    return tuple(sorted(model.output) if by_name else model.output_names)
 
 
 def scope_of(model: Any) -> Any:

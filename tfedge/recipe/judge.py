@@ -5,6 +5,7 @@ from typing import Any
 
 from tfedge.data import Metric, Split, agreement, evaluate, find_metric, sqnr_db
 from tfedge.errors import DataError, SettingsError, did_you_mean
+from tfedge.models import output_names
 from tfedge.recipe.budget import Budget, Figure
 from tfedge.verify import VerificationReport, verify
 
@@ -32,7 +33,7 @@ class Judge:
         self.split: Any = Split(x, y, weight) if split.is_stream else split
         self.baseline = baseline
         self.relative = str(metric) if is_relative(metric) else None
-        self.outputs = _output_names(baseline)
+        self.outputs = output_names(baseline)
         if self.relative:
             function = AGAINST_BASELINE[self.relative]
             self.metrics = {
@@ -165,14 +166,6 @@ def _by_output(
             f"Received: {metric!r} for {', '.join(outputs)}."
         )
     return {None: find_metric(metric)}
-
-
-def _output_names(model: Any) -> tuple[str, ...]:
-    outputs = getattr(model, "output", None)
-    if isinstance(outputs, Mapping):
-        return tuple(sorted(outputs))
-    names = getattr(model, "output_names", None)  # a Sequential of Keras 3 has none
-    return tuple(names or [layer.name for layer in model.layers[-1:]])
 
 
 def _is_fraction(name: str) -> bool:

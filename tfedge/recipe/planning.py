@@ -145,13 +145,14 @@ def _planned(
     weights: int,
 ) -> PlannedStep:
     settings = {**vars(recipe.train), **step.train}
-    epochs = step.settings.get("epochs", settings["epochs"])
+    stage = make_stage(step)
+    epochs = step.settings.get("epochs", settings["epochs"]) if stage.trains else 0
     samples = 0 if data.train is None else len(data.train)
     trials = MOST_TRIALS if step.is_searched else 1
     calibrated = step.stage == "quantize" and step.way == "calibrate"
     steps = 0 if calibrated else trials * epochs * math.ceil(samples / settings["batch_size"])
     cost = 2.0 if step.stage == "quantize" else 1.1  # of a step, against plain training
-    changed, skipped = _layers(step, model, data)
+    changed, skipped = _layers(step, stage, model, data)
     reasons: dict[str, tuple[str, ...]] = {}
     for row in skipped:
         reasons[row.reason] = (*reasons.get(row.reason, ()), row.layer)
@@ -171,15 +172,16 @@ def _what(step: Step, epochs: int, trials: int, calibrated: bool) -> str:
     if calibrated:
         return "by calibration"
     given = ", ".join(f"{name} {value}" for name, value in step.settings.items())
-    once = f"{epochs} epochs" if trials == 1 else f"{epochs} epochs, at most {trials} trials"
+    once = f"{epochs} epochs" if epochs else "without training"
+    if trials > 1:
+        once = f"{once}, at most {trials} trials"
     if step.way == "auto":
         once = f"by calibration, else {once}"
     return f"{given}, {once}" if given else once
 
 
-def _layers(step: Step, model: Any, data: Data) -> tuple[int | None, Sequence[Skipped]]:
+def _layers(step: Step, stage: Any, model: Any, data: Data) -> tuple[int | None, Sequence[Skipped]]:
     """How many layers a step would change, and which it would skip."""
-    stage = make_stage(step)
     if step.stage == "prune":
         from tfedge.engines.native.kernels import find_kernels
         from tfedge.engines.native.prune_settings import Pruning

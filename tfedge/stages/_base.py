@@ -38,6 +38,11 @@ class AbstractStage(abc.ABC):
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
 
+    @property
+    def trains(self) -> bool:
+        """Whether it trains, given a `fit`."""
+        return True
+
     @abc.abstractmethod
     def apply(self, model: Any, context: Context | None = None) -> tuple[Any, StageReport]:
         """Apply the technique to an own copy of `model`.

@@ -33,6 +33,11 @@ class RemoveDead(AbstractStage):
 
     name: ClassVar[str] = "remove_dead"
 
+    @property
+    def trains(self) -> bool:
+        """Never."""
+        return False
+
     def apply(self, model: Any, context: Context | None = None) -> tuple[Any, StageReport]:
         """Remove the dead channels of an own copy of `model`.
 

@@ -104,6 +104,11 @@ class Rewrite(AbstractStage):
                 f"Received: {drop!r}."
             )
 
+    @property
+    def trains(self) -> bool:
+        """Whether a pattern is approximate; after an exact one there is nothing to train."""
+        return not all(PATTERNS[name].exact for name in self.patterns)
+
     def apply(self, model: Any, context: Context | None = None) -> tuple[Any, StageReport]:
         """Rewrite an own copy of `model`.
 
@@ -124,7 +129,7 @@ class Rewrite(AbstractStage):
         _check_model(model)
         choose_layers(model, self.layers)
         chosen = [PATTERNS[name] for name in self.patterns]
-        checked = self.max_drop is not None and not all(pattern.exact for pattern in chosen)
+        checked = self.trains and self.max_drop is not None
         judge = _judge(model, context, self.samples) if checked else None
         work = _Work(
             model=model,
