@@ -130,7 +130,7 @@ def distilling(fit: Fit, teacher: Any) -> Fit | None:
         from tfedge.distillation import Distillation
     except ImportError:
         return None
-    return Distillation(teacher).wrap(fit)
+    return Distillation(teacher, cache=False).wrap(fit)  # every image is another one
 
 
 def scaled(model: Any, macs: int, seed: int) -> Any:
