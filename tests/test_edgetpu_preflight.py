@@ -1,12 +1,15 @@
 import inspect
 import json
+import random
 import re
 import time
 
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
+from mutate import damage
 
+import tfedge
 from tfedge.accelerators.edgetpu import advice, limits, observed
 from tfedge.accelerators.edgetpu.advice import CONVERT
 from tfedge.accelerators.edgetpu.compiled import inspect_compiled
@@ -61,25 +64,27 @@ def single(build_file):
     """
 
     def run(kind, inputs, output, options=None, *, fields=None):
-        tensors, constants = [], []
-        for number, row in enumerate([*inputs, output]):
-            shape, dtype, data = (row, "int8", None) if is_shape(row) else row
-            if data is not None:
-                constants.append(number)
-            item = {"name": f"net/layer_{number}/t", "shape": shape, "dtype": dtype}
-            if dtype in ("int8", "uint8", "int16"):
-                item["scale"] = 0.1
-            tensors.append({**item, "data": data, **(fields or {}).get(number, {})})
-        places = [number for number in range(len(inputs)) if number not in constants]
+        places = [number for number, row in enumerate(inputs) if is_shape(row) or row[2] is None]
         content = build_file(
-            tensors,
-            [(kind, list(range(len(inputs))), [len(inputs)], options)],
+            *file_of(kind, inputs, output, options, fields or {}),
             inputs=places,
             outputs=(len(inputs),),
         )
         return preflight(content).operators[0]
 
     return run
+
+
+def file_of(kind, inputs, output, options, fields=None):
+    """Tensors and operators for `build_file`."""
+    tensors = []
+    for number, row in enumerate([*inputs, output]):
+        shape, dtype, data = (row, "int8", None) if is_shape(row) else row
+        item = {"name": f"net/layer_{number}/t", "shape": shape, "dtype": dtype}
+        if dtype in ("int8", "uint8", "int16"):
+            item["scale"] = 0.1
+        tensors.append({**item, "data": data, **(fields or {}).get(number, {})})
+    return tensors, [(kind, list(range(len(inputs))), [len(inputs)], options)]
 
 
 def is_shape(row):
@@ -452,7 +457,7 @@ def test_leading_operators_that_are_not_taken_cost_nothing(chain):
     report = chain([("QUANTIZE", [0]), ("ELU", [1]), ("RELU", [2]), ("TANH", [3])],
                    dtypes={0: "float32"})  # fmt: skip
     assert mapped(report) == [False, False, True, True]
-    assert any("2 operator(s) before the Edge TPU" in note for note in report.notes)
+    assert any("2 operators on the CPU: QUANTIZE, ELU" in note for note in report.notes)
 
 
 def test_leading_operators_of_two_inputs_cost_nothing(chain):
@@ -483,7 +488,7 @@ def test_what_hangs_on_an_unknown_operator_is_unknown_and_the_rest_is_not(build_
     report = preflight(build_file(tensors, operators, outputs=(4, 5)))
     assert mapped(report) == [True, None, None, True, False]
     assert "depends on an operator" in report.operators[2].reason
-    assert "stops at operator 1" in report.cut
+    assert "may stop at operator 1 (RESIZE_BILINEAR)" in report.cut
 
 
 def test_a_long_model_takes_no_long_time(chain):
@@ -569,12 +574,73 @@ def test_a_float_file_is_refused_with_the_way_out(float_file):
     assert (report.parameter_bytes_on_chip, report.parameter_bytes_streamed) == (0, 0)
 
 
-def test_an_integer_file_of_keras_is_taken_whole(int8_file):
-    report = preflight(int8_file)
+def test_a_file_of_tfedge_is_taken_whole():
+    import keras
+
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            keras.layers.Conv2D(8, 3, activation="relu", name="stem"),
+            keras.layers.GlobalAveragePooling2D(name="pool"),
+            keras.layers.Dense(10, "softmax", name="head"),
+        ]
+    )
+    samples = np.random.default_rng(0).random((8, 8, 8, 3), np.float32)
+    content, _ = tfedge.convert(model, mode="int8", calibration=samples)
+    report = preflight(content)
     assert set(mapped(report)) == {True}
-    assert report.fully_integer
+    assert report.fully_integer and report.static_shapes
     assert (report.cut, report.changes, report.refusals) == (None, (), ())
     assert str(report).count("\n") == 0
+
+
+def test_dense_kernels_with_a_scale_for_each_output_are_not_known(int8_file):
+    report = preflight(int8_file)
+    dense = next(row for row in report.operators if row.name == "FULLY_CONNECTED")
+    assert dense.mapped is None
+    assert "10 scales" in dense.reason
+    assert all(row.mapped for row in report.operators[: dense.index])
+    assert "unknown" in str(report)
+    assert any("one scale" in change for change in report.changes)
+
+
+def with_version(number):
+    def edit(model):
+        model.operatorCodes[0].version = number
+
+    return edit
+
+
+@pytest.mark.parametrize(("version", "taken"), [(5, True), (6, False)])
+def test_versions_that_the_compiler_was_seen_to_refuse_are_told(build_file, version, taken):
+    tensors = [{"name": n, "shape": IMAGE, "dtype": "int8", "scale": 0.1} for n in "xy"]
+    tensors.append({"name": "w", "shape": KERNEL[0], "dtype": "int8", "scale": 0.1,
+                    "data": KERNEL[2]})  # fmt: skip
+    content = build_file(
+        tensors, [("CONV_2D", [0, 2], [1], conv())], outputs=(1,), edit=with_version(version)
+    )
+    report = preflight(content)
+    assert mapped(report) == [taken]
+    assert bool(report.refusals) is not taken
+    if not taken:
+        assert "version 6" in report.refusals[0]
+        assert report.operators[0].reason.startswith(Status.VERSION)
+
+
+def test_damaged_files_give_an_error_or_a_report_never_anything_else(build_file):
+    """Of every kind with parameters: files that pass as sound hold values of any sort in them."""
+    rows = [case[0] for case in LIMITED.values()]
+    generator, outcomes = random.Random(0), {"report": 0, "refused": 0}
+    for trial in range(400):
+        kind, inputs, output, options = rows[trial % len(rows)]
+        damaged = damage(build_file(*file_of(kind, inputs, output, options)), ".tflite", generator)
+        try:
+            json.dumps(preflight(damaged).to_dict())
+            outcomes["report"] += 1
+        except FileFormatError:
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > 20
 
 
 def test_float_tensors_are_named_with_their_layers(chain):

@@ -62,7 +62,10 @@ BY_LIMIT: Final[Mapping[str, str]] = {
     ),
     "RESIZE_NEAREST_NEIGHBOR": "enlarge smaller feature maps, or leave it to the host",
     "SOFTMAX": "apply it to one vector of up to 16,000 classes, or on the host",
-    "FULLY_CONNECTED": "use `Conv2D(units, 1)` where a `Dense` is applied at several positions",
+    "FULLY_CONNECTED": (
+        "give its kernel one scale (`tfedge.convert` does), and use `Conv2D(units, 1)` where a "
+        "`Dense` is applied at several positions"
+    ),
     "MEAN": "reduce height and width only, with smaller maps (a stride or pooling before it)",
     "SUM": "reduce height, width or channels, never the batch",
     "CONCATENATION": "join computed tensors, without an activation in the operator",
@@ -87,6 +90,10 @@ BY_STATUS: Final[Mapping[Status, str]] = {
         "into several operators)"
     ),
     Status.NOT_CONSTANT: "make its kernel, shape or axis a constant",
+    Status.VERSION: (
+        "convert with TensorFlow 2.8 or older, or do without what brought the version (groups in a "
+        "convolution, an activation in a transposed one)"
+    ),
 }
 
 CONVERT: Final = (
@@ -146,7 +153,7 @@ def change_for(operator: Operator, verdict: Verdict) -> str | None:
 def is_8_bit(graph: Graph) -> bool:
     """Whether any operator of a graph computes with quantized 8-bit values."""
     return any(
-        tensor.dtype in DTYPES and tensor.is_quantized and not tensor.is_constant
+        tensor.dtype in DTYPES and tensor.scales and not tensor.is_constant
         for operator in graph.operators
         for tensor in operator.outputs
     )

@@ -60,7 +60,7 @@ class CompiledFile(Record):
         )
         return (
             f"{self.path or 'model'}: {format_bytes(self.size_bytes)}, compiled for the Edge TPU, "
-            f"{self.segments} custom operator(s), Edge TPU runtime "
+            f"custom operators: {self.segments}, Edge TPU runtime "
             f"{self.runtime_version or 'unknown'} or newer, parameters: {cached}, operators on the "
             f"CPU: {left}"
         )

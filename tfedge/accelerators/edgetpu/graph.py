@@ -31,7 +31,7 @@ class Operand:
         raw: Bytes of a constant; empty for every other tensor.
         is_constant: Whether the file stores its content.
         is_variable: Whether it is a state that outlives a run.
-        is_quantized: Whether it has a scale.
+        scales: How many scales it has: 0 where it is not quantized, one for each channel or one.
         zero_point: Its first zero point.
     """
 
@@ -43,7 +43,7 @@ class Operand:
     raw: np.ndarray
     is_constant: bool
     is_variable: bool
-    is_quantized: bool
+    scales: int
     zero_point: int
 
     @property
@@ -173,7 +173,7 @@ def _operand(index: int, tensor: Fields, buffers: list[np.ndarray]) -> Operand:
         raw=raw if len(raw) else _NO_BYTES,
         is_constant=bool(len(raw)),
         is_variable=bool(tensor["is_variable"]),
-        is_quantized=scale is not None and len(scale) > 0,
+        scales=0 if scale is None else len(scale),
         zero_point=int(zero_point[0]) if zero_point is not None and len(zero_point) else 0,
     )
 

@@ -69,7 +69,7 @@ def flat_slope(operator: Operator) -> str | None:
 
 def no_batch_reduction(operator: Operator) -> str | None:
     """A reduction leaves the batch alone."""
-    if 0 in _axes(operator) and len(_first(operator).shape) > 1:
+    if 0 in reduced_axes(operator) and len(_first(operator).shape) > 1:
         return "it reduces the batch"
     return None
 
@@ -77,7 +77,7 @@ def no_batch_reduction(operator: Operator) -> str | None:
 def depth_in_fours(operator: Operator) -> str | None:
     """A mean over channels takes a multiple of four channels."""
     shape = _first(operator).shape
-    if len(shape) - 1 in _axes(operator) and shape[-1] % DEPTH_STEP:
+    if len(shape) - 1 in reduced_axes(operator) and shape[-1] % DEPTH_STEP:
         return f"it reduces {shape[-1]} channels, which is no multiple of {DEPTH_STEP}"
     return None
 
@@ -118,10 +118,6 @@ def unit_strides(operator: Operator) -> str | None:
 
 def reduced_axes(operator: Operator) -> frozenset[int]:
     """The axes that a reduction reduces, counted from 0."""
-    return _axes(operator)
-
-
-def _axes(operator: Operator) -> frozenset[int]:
     axes = operator.input(1)
     return frozenset() if axes is None else _normal(axes.values(), len(_first(operator).shape))
 

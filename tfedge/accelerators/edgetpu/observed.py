@@ -145,6 +145,13 @@ OBSERVATIONS: Final = (
     Observation(operator="HARD_SWISH", accepted=False, compiler="15.0", evidence=f"{_ISSUE}272"),
 )
 
+# Versions from which on compiler 16.0, the last one, refuses a whole file, with the evidence.
+REFUSED_VERSIONS: Final[dict[str, tuple[int, str]]] = {
+    "CONV_2D": (6, f"{_ISSUE}631"),
+    "TRANSPOSE_CONV": (4, f"{_ISSUE}845"),
+    "EXP": (2, "https://github.com/google-coral/libedgetpu/issues/71"),
+}
+
 # Kinds that no document names and that were seen mapped, with what is known of their operands.
 TAKEN_UNDOCUMENTED: Final = {"TILE": Rule(parameters=(1,))}
 
@@ -157,17 +164,41 @@ def judge_observed(operator: Operator) -> Verdict:
 
     Returns:
         `mapped=None` where it passes all documented rules and an attribute of it lies between what
-        was seen accepted and what was seen rejected.
+        was seen accepted and what was seen rejected, or is newer than the compiler.
     """
     documented = judge(operator, rule=TAKEN_UNDOCUMENTED.get(operator.name))
     if documented.mapped is not True:
         return documented
+    if (evidence := refused_version(operator)) is not None:
+        detail = f"it is of version {operator.version}, as refused in {evidence}"
+        return Verdict(mapped=False, reason=refusal(Status.VERSION, detail))
     verdicts = [_bounded(operator, attribute) for attribute in _attributes_of(operator.name)]
+    verdicts += [_dense_scales(operator)]
     for answer in (False, None):
         for verdict in verdicts:
             if verdict.mapped is answer:
                 return verdict
     return TAKEN
+
+
+def refused_version(operator: Operator) -> str | None:
+    """Where the compiler was seen to refuse files with this version of the operator, or `None`."""
+    version, evidence = REFUSED_VERSIONS.get(operator.name, (0, ""))
+    return evidence if version and operator.version >= version and not operator.is_custom else None
+
+
+def _dense_scales(operator: Operator) -> Verdict:
+    """Converters began to scale dense kernels by output after the compiler's last release."""
+    kernel = operator.input(1) if operator.name == "FULLY_CONNECTED" else None
+    if kernel is None or kernel.scales <= 1:
+        return TAKEN
+    return Verdict(
+        mapped=None,
+        reason=(
+            f"Not known: its kernel has {kernel.scales} scales, one for each output; the compiler "
+            "is older than such kernels and was not seen with one"
+        ),
+    )
 
 
 def _attributes_of(kind: str) -> tuple[str, ...]:

@@ -163,7 +163,7 @@ def _of_compiled(graph: Graph, compiled: CompiledFile) -> Preflight:
     cut = None
     if left:
         names = ", ".join(dict.fromkeys(row.name for row in left))
-        cut = f"The compiler left {len(left)} operator(s) on the CPU: {names}."
+        cut = f"The compiler left on the CPU, {len(left)} in all: {names}."
     return Preflight(
         path=compiled.path,
         already_compiled=True,

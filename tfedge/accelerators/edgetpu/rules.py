@@ -190,7 +190,7 @@ def _wrong_type(operator: Operator, rule: Rule) -> str | None:
     for operand in (*_at(operator, rule.filters), *data_operands(operator, rule)):
         if operand.dtype not in DTYPES:
             return f"{operand.name!r} is {operand.dtype}"
-        if not operand.is_quantized:
+        if not operand.scales:
             return f"{operand.name!r} is {operand.dtype} without a scale, not quantized"
     return None
 

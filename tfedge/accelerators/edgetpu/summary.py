@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from tfedge.accelerators.edgetpu.graph import Graph, used_tensors
-from tfedge.accelerators.edgetpu.memory import ParameterMemory
+from tfedge.accelerators.edgetpu.memory import CHIP_BYTES, ParameterMemory
+from tfedge.accelerators.edgetpu.observed import refused_version
 from tfedge.accelerators.edgetpu.rules import Verdict, changes_size, shape_text
 from tfedge.inspection.layout import OPERATORS
+from tfedge.report import format_bytes
 
 NOT_QUANTIZED: Final = "Model not quantized"
 MAX_SENTENCES: Final = 8
@@ -39,13 +41,15 @@ def cut_sentence(graph: Graph, alone: Sequence[Verdict], verdicts: Sequence[Verd
     if not stops:
         return f"The Edge TPU runs {len(mapped)} of {total} operators, the last ones among them."
     first = stops[0]
-    more = "" if len(stops) == 1 else f", and at {len(stops) - 1} more"
-    behind = sum(row.mapped is not True for row in verdicts[first.index :]) - 1
+    may = "may stop" if alone[first.index].mapped is None else "stops"
+    more = f" and at {len(stops) - 1} more" if len(stops) > 1 else ""
     layer = f", layer {first.layer}" if first.layer else ""
+    left = total - len(mapped)
+    unsure = " or may do so" if any(row.mapped is None for row in verdicts) else ""
     return (
-        f"The Edge TPU runs {len(mapped)} of {total} operators and stops at operator {first.index} "
-        f"({first.name}{layer}){more}. {alone[first.index].reason}. From it on, {behind + 1} "
-        "operator(s) run on the CPU."
+        f"The Edge TPU runs {len(mapped)} of {total} operators and {may} at operator {first.index} "
+        f"({first.name}{layer}){more}. {alone[first.index].reason}. "
+        f"{left} {'operator stays' if left == 1 else 'operators stay'} on the CPU{unsure}."
     )
 
 
@@ -67,7 +71,12 @@ def refusals(graph: Graph, *, quantized: bool) -> tuple[str, ...]:
             )
             break
     for operator in graph.operators:
-        if operator.is_custom and operator.name.startswith("Flex"):
+        if (evidence := refused_version(operator)) is not None:
+            found.append(
+                f"Operator {operator.index} ({operator.name}) is of version {operator.version}, "
+                f"which the compiler does not know ({evidence})."
+            )
+        elif operator.is_custom and operator.name.startswith("Flex"):
             found.append(f"Operator {operator.index} ({operator.name}) needs TensorFlow itself.")
         elif not operator.is_custom and OPERATORS.index(operator.name) >= FIRST_UNKNOWN_KIND:
             found.append(
@@ -91,11 +100,16 @@ def leading_note(graph: Graph, verdicts: Sequence[Verdict]) -> tuple[str, ...]:
     if not leading:
         return ()
     names = ", ".join(dict.fromkeys(leading))
-    return (f"{len(leading)} operator(s) before the Edge TPU run on the CPU: {names}.",)
+    count = "1 operator" if len(leading) == 1 else f"{len(leading)} operators"
+    return (f"Before the Edge TPU, {count} on the CPU: {names}.",)
 
 
 def memory_note(memory: ParameterMemory) -> tuple[str, ...]:
     """That the figures are estimates."""
     if not memory.on_chip:
         return ()
-    return ("The parameter memory is an estimate: the compiler's log gives what it takes.",)
+    text = (
+        f"The parameter memory is an estimate: of the {format_bytes(CHIP_BYTES)} on the chip, "
+        "instructions and activations take what the compiler decides; its log gives the figures."
+    )
+    return (text,)
