@@ -336,6 +336,14 @@ def test_kernels_of_four_bits_are_not_taken(single):
     assert "int4" in row.reason
 
 
+@pytest.mark.parametrize("dtype", ["complex64", "float32", "bool"])
+def test_axes_of_a_strange_type_are_not_computed_with(single, dtype):
+    axes = ((1,), dtype, np.zeros(1, dtype))
+    row = single("MEAN", [IMAGE, axes], (1, 4), schema.ReducerOptionsT())
+    assert row.mapped is False
+    assert dtype in row.reason
+
+
 # --- observed limits -----------------------------------------------------------------------------
 
 

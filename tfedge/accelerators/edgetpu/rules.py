@@ -15,6 +15,7 @@ from tfedge.accelerators.edgetpu import limits
 from tfedge.accelerators.edgetpu.graph import Operand, Operator
 
 DTYPES: Final = ("int8", "uint8")
+PARAMETER_DTYPES: Final = (*DTYPES, "int16", "int32", "int64")  # biases, shapes and axes too
 
 
 class Status(enum.StrEnum):
@@ -121,15 +122,17 @@ def judge(operator: Operator, *, rule: Rule | None = None) -> Verdict:
     rule = rule or SUPPORTED.get(operator.name)
     if rule is None or operator.is_custom:
         return _unsupported(operator)
-    for status, found in (
-        (Status.NOT_CONSTANT, _variable_parameter(operator, rule)),
-        (_type_status(operator), _wrong_type(operator, rule)),
-        (Status.UNSPECIFIED, _changing_size(operator, rule)),
-        (Status.RANK, _wide(operator, rule)),
-        *((Status.UNSPECIFIED, limit(operator)) for limit in rule.limits),
+    for status, check in (
+        (Status.NOT_CONSTANT, _variable_parameter),
+        (_type_status(operator), _wrong_type),
+        (Status.UNSPECIFIED, _changing_size),
+        (Status.RANK, _wide),
     ):
-        if found is not None:
+        if (found := check(operator, rule)) is not None:
             return _refused(status, found)
+    for limit in rule.limits:  # they read parameters, which are constant integers by now
+        if (found := limit(operator)) is not None:
+            return _refused(Status.UNSPECIFIED, found)
     return TAKEN
 
 
@@ -146,13 +149,12 @@ def data_operands(operator: Operator, rule: Rule) -> tuple[Operand, ...]:
 def parameter_operands(operator: Operator) -> tuple[Operand, ...]:
     """Constants of an operator that the Edge TPU keeps as parameters: filters, biases, operands."""
     rule = SUPPORTED.get(operator.name, _PLAIN)
-    kept = [place for place in rule.parameters if rule.filters]
     return tuple(
         operand
         for place, operand in enumerate(operator.inputs)
         if operand is not None
         and operand.is_constant
-        and (place in kept or place not in rule.parameters)
+        and (rule.filters if place in rule.parameters else operand.dtype in DTYPES)
     )
 
 
@@ -187,6 +189,9 @@ def _type_status(operator: Operator) -> Status:
 
 
 def _wrong_type(operator: Operator, rule: Rule) -> str | None:
+    for operand in _at(operator, rule.parameters):
+        if operand.dtype not in PARAMETER_DTYPES:
+            return f"{operand.name!r} is {operand.dtype}"
     for operand in (*_at(operator, rule.filters), *data_operands(operator, rule)):
         if operand.dtype not in DTYPES:
             return f"{operand.name!r} is {operand.dtype}"
