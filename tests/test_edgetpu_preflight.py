@@ -683,6 +683,7 @@ def test_an_open_size_is_not_taken(chain):
     assert mapped(report) == [False]
     assert "1x?x?x4" in report.operators[0].reason
     assert "static-sized" in report.refusals[0]
+    assert any("every size given" in change for change in report.changes)
 
 
 def test_tensors_of_too_many_dimensions_are_named(single, build_file):

@@ -5,7 +5,7 @@ from typing import Final
 
 from tfedge.accelerators.edgetpu.graph import Graph, Operator
 from tfedge.accelerators.edgetpu.memory import CACHE_BYTES, ParameterMemory
-from tfedge.accelerators.edgetpu.rules import DTYPES, Status, Verdict
+from tfedge.accelerators.edgetpu.rules import DTYPES, Status, Verdict, changes_size
 from tfedge.report import format_bytes
 
 MAX_NAMED: Final = 4
@@ -100,8 +100,12 @@ CONVERT: Final = (
     "Quantize the model to 8-bit integers: `tfedge.convert(model, mode='int8', calibration=…)`."
 )
 BATCH: Final = (
-    "Fix the batch, `keras.Input(shape, batch_size=1)` (`tfedge.convert` does it for you): open "
-    "shapes make the compiler refuse the file."
+    "Fix the batch, `keras.Input(shape, batch_size=1)` (`tfedge.convert` does it for you): it is "
+    "open in this file, and the compiler takes it as 1."
+)
+SHAPES: Final = (
+    "Fix all shapes, `keras.Input(shape, batch_size=1)` with every size given: the compiler refuses "
+    "files with open ones."
 )
 
 
@@ -120,7 +124,9 @@ def advise(
         Sentences; none where everything is as the Edge TPU wants it.
     """
     sentences = [] if quantized else [CONVERT]
-    if any(size < 0 for tensor in graph.tensors for size in tensor.signature):
+    if any(changes_size(tensor) for tensor in graph.tensors):
+        sentences.append(SHAPES)
+    elif any(size < 0 for tensor in graph.tensors for size in tensor.signature):
         sentences.append(BATCH)
     if quantized:
         sentences += _by_operator(graph, verdicts)

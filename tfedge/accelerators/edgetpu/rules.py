@@ -19,7 +19,7 @@ PARAMETER_DTYPES: Final = (*DTYPES, "int16", "int32", "int64")  # biases, shapes
 
 
 class Status(enum.StrEnum):
-    """What the compiler's log says of an operator."""
+    """What the compiler's log says of an operator; some of it only in older versions."""
 
     MAPPED = "Mapped to Edge TPU"
     NOT_SUPPORTED = "Operation not supported"
@@ -28,6 +28,7 @@ class Status(enum.StrEnum):
     NOT_CONSTANT = "Filter, bias, or other param is not constant at compile-time"
     VERSION = "Operation version not supported"
     SUBGRAPH = "More than one subgraph is not supported"
+    TWO_DIMENSIONAL = "For example, a fully-connected or softmax layer with 2D output"
     PRECISION = "Image-interpolation layer won't run precisely enough on Edge TPU"
     UNSPECIFIED = (
         "Operation is otherwise supported, but not mapped due to some unspecified limitation"
