@@ -104,8 +104,8 @@ BATCH: Final = (
     "open in this file, and the compiler takes it as 1."
 )
 SHAPES: Final = (
-    "Fix all shapes, `keras.Input(shape, batch_size=1)` with every size given: the compiler refuses "
-    "files with open ones."
+    "Fix all shapes, `keras.Input(shape, batch_size=1)` with every size given: the compiler "
+    "refuses files with open ones."
 )
 
 
