@@ -26,6 +26,30 @@ class OperatorMapping(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerEstimate(Record):
+    """What a compiler's performance model says of one operator of the file that went in.
+
+    Attributes:
+        index: Its number in the file, as in `OperatorMapping`; `None` for what the compiler added
+            and ascribes to no operator.
+        operator: Its kind, e.g. `"CONV_2D"`.
+        layer: As in `OperatorMapping`.
+        cycles: Clock cycles of the accelerator. An estimate.
+        cycles_fraction: `cycles` as a fraction of the whole file's.
+        macs: Multiply-accumulates that the accelerator makes of it.
+        utilization: `macs` as a fraction of what it could do in `cycles`; `None` without cycles.
+    """
+
+    index: int | None
+    operator: str
+    layer: str
+    cycles: int
+    cycles_fraction: float
+    macs: int
+    utilization: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Compilation(Record):
     """What the compiler of an accelerator made of a `.tflite` file.
 
@@ -40,6 +64,7 @@ class Compilation(Record):
         settings: What it was told, written out, e.g. `{"memory_mode": "Shared_Sram"}`.
         notes: Sentences for the reader.
         seconds: How long it took.
+        layers: What it estimates of each operator that it took, in the order of the file.
     """
 
     target: str
@@ -52,6 +77,7 @@ class Compilation(Record):
     settings: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
+    layers: tuple[LayerEstimate, ...] = ()
 
     @property
     def mapped(self) -> int:
