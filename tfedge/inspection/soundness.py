@@ -276,8 +276,8 @@ def _check_order(model: Fields, subgraph: Fields, buffers: Sequence[np.ndarray],
     written: set[int] = set()
     for index, operator in enumerate(subgraph["operators"] or []):
         read = _indices(operator["inputs"])
-        scratch = read[SCRATCH.get(operator_name(model, operator), slice(0, 0))]
-        missing = set(read) - ready - {-1, *scratch}
+        del read[SCRATCH.get(operator_name(model, operator), slice(0, 0))]
+        missing = set(read) - ready - {-1}
         require(
             not missing,
             f"Operator {index} of {what} must read tensors that are written before it",

@@ -148,7 +148,7 @@ def _describe(
             "optimise": "Performance",
             **{name: f"{value:.0f}" for name, value in limits.items()},
         },
-        notes=tuple(_notes(operators, added, configuration, complete=bool(rows))),
+        notes=tuple(_notes(operators, added, configuration, source, complete=bool(rows))),
         seconds=files.seconds,
         layers=rows,
     )
@@ -158,6 +158,7 @@ def _notes(
     operators: Sequence[OperatorMapping],
     added: Sequence[str],
     configuration: Configuration,
+    source: InspectionReport,
     *,
     complete: bool,
 ) -> Iterator[str]:
@@ -175,6 +176,8 @@ def _notes(
         )
     if added:
         yield f"Vela added operators that run on the CPU: {', '.join(added)}."
+    if any(operator.subgraph for operator in source.operators):
+        yield "The estimates count operators in loops and branches once."
     if not complete:
         yield "Vela gives no figures for single operators of this file."
     yield (

@@ -87,17 +87,13 @@ def configure(
     }
     for setting, (prefix, name) in chosen.items():
         names = [section.removeprefix(f"{prefix}.") for section in sections if prefix in section]
-        if name not in names:
-            raise SettingsError(
-                f"`{setting}` must be a section `{prefix}.…` of `{file.name}`: {sorted(names)}. "
-                f"Received: {name!r}.{did_you_mean(name, names)}"
-            )
-    made_for = re.match(r"Ethos_(U\d+)_", chosen["system_config"][1])
-    if made_for and made_for[1].lower() != family:
+        fitting = [name for name in names if _family_of(name) in (None, family)]
+        if name in fitting:
+            continue
+        other = f" It is for the Ethos-{name[6:9]}." if name in names else ""
         raise SettingsError(
-            f"`system_config` must be one for the Ethos-{family.upper()}, as {default_system!r}: "
-            f"estimates for {target!r} would be those of another system. Received: "
-            f"{chosen['system_config'][1]!r}."
+            f"`{setting}` for {target!r} must be a section `{prefix}.…` of `{file.name}`: "
+            f"{sorted(fitting)}. Received: {name!r}.{other or did_you_mean(name, fitting)}"
         )
     return Configuration(
         target=target,
@@ -106,6 +102,12 @@ def configure(
         file=file,
         is_own=vela_config is None,
     )
+
+
+def _family_of(name: str) -> str | None:
+    """The family in the names of Vela's own system configurations; `None` in others."""
+    found = re.match(r"Ethos_(U\d+)_", name)
+    return found and found[1].lower()
 
 
 def _own_file() -> Path:

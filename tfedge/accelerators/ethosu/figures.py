@@ -46,7 +46,7 @@ ESTIMATES: Final = {
     "off_chip_flash_traffic_bytes": ("off_chip_flash_total_bytes", 1),
 }
 _TABLE: Final = re.compile(r'<table name="(\w+)">')
-_ROW: Final = re.compile(r'(\d+),"?(-?\d+)"?,')
+_ROW: Final = re.compile(r'\d+,"?(-?\d+)"?,"?-?\d+"?,"(\w+)","')
 _SOURCE: Final = re.compile(r'(\d+),"[^"]*",.*,"?(-?\d+)"?$')
 
 
@@ -191,8 +191,7 @@ def read_sources(database: Path, report: InspectionReport) -> list[tuple[int, bo
             if found := _TABLE.match(line):
                 table = found[1]
             elif table == "perf" and (found := _ROW.match(line)):
-                operator = line.split(",", 4)[3].strip('"')
-                rows.append((int(found[2]), operator == "Passthrough"))
+                rows.append((int(found[1]), found[2] == "Passthrough"))
             elif table == "source" and (found := _SOURCE.match(line.rstrip())):
                 key = int(found[2])
                 subgraph += len(_starts(report)) > 1 and key <= last

@@ -157,7 +157,7 @@ def failure(code: int, log: str, name: str, configuration: Configuration) -> Com
         return CompilationError(
             f"Vela refuses system configuration {configuration.system_config!r} with memory mode "
             f"{configuration.memory_mode!r} for {configuration.target!r}: "
-            f"{last.partition('Error: ')[2].strip(chr(39)) or last}. Choose another pair."
+            f"{last.rpartition('Error: ')[2].strip(chr(39)) or last}. Choose another pair."
         )
     return CompilationError(
         f"Vela failed on {name} (exit code {code}): {last}. Convert the model again; if that does "
