@@ -96,10 +96,12 @@ def edgetpu(monkeypatch):
         )
 
     compiler = ModuleType("tfedge.accelerators.edgetpu.compiler")
-    compiler.find_compiler, compiler.compile_edgetpu = find_compiler, compile_edgetpu
+    compiler.compile_edgetpu = compile_edgetpu
+    command = ModuleType("tfedge.accelerators.edgetpu.command")
+    command.find_compiler = find_compiler
     preflight = ModuleType("tfedge.accelerators.edgetpu.preflight")
     preflight.preflight = lambda model: Foreseen(operators=OPERATORS)
-    for part in (compiler, preflight):
+    for part in (command, compiler, preflight):
         monkeypatch.setitem(sys.modules, part.__name__, part)
     return state
 
@@ -433,6 +435,8 @@ def test_the_command_prints_the_table_and_its_json(model, edgetpu, monkeypatch):
     for target in DEFAULT:
         assert target in output
     assert "measured" in output and "estimated" in output and "predicted" in output
+    assert f"edgetpu: SIN: It is not supported. TILE: Not seen yet. {NO_COMPILER}" in output
+    assert "Latency on none, xnnpack: CPU of this machine" in output
 
     def compile_ethosu(data, *, target):
         raise CompilationError(f"Vela does not like {target}.")

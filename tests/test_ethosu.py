@@ -266,6 +266,21 @@ def test_operators_inside_a_loop_are_mapped_one_by_one():
     assert any("once" in note for note in made.notes)
 
 
+def test_what_vela_leaves_out_of_several_subgraphs_is_said(int8_file):
+    """Its rows are those of the last subgraph, its totals those of all."""
+
+    def double(model):
+        model.subgraphs.append(model.subgraphs[0])
+
+    alone = compile_ethosu(int8_file, target="ethos-u55-128")
+    made = compile_ethosu(edited(int8_file, double), target="ethos-u55-128")
+    assert made.estimates["cycles"] == 2 * alone.estimates["cycles"]
+    assert [row.cycles for row in made.layers] == [row.cycles for row in alone.layers]
+    assert sum(row.cycles_fraction for row in made.layers) == pytest.approx(0.5)
+    assert any("not complete" in note for note in made.notes)
+    assert not any("not complete" in note for note in alone.notes)
+
+
 # ---------------------------------------------------------------------------- refusals
 
 
@@ -342,7 +357,9 @@ def test_a_configuration_file_of_the_users_own_is_used(int8_file, tmp_path):
     own = tmp_path / "board.ini"
     text = configure("ethos-u55-128").file.read_text()
     own.write_text(text.replace("[System_Config.Ethos_U55_High_End_Embedded]", "[System_Config.B]"))
-    with pytest.raises(SettingsError, match=r"`system_config` for .* must be a section .*`board.ini`"):
+    with pytest.raises(
+        SettingsError, match=r"`system_config` for .* must be a section .*`board.ini`"
+    ):
         compile_ethosu(int8_file, target="ethos-u55-128", vela_config=own)
     made = compile_ethosu(int8_file, target="ethos-u55-128", vela_config=own, system_config="B")
     assert made.settings["config_file"] == str(own) and made.settings["system_config"] == "B"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from tfedge.accelerators.ethosu import ACCELERATORS, compile_ethosu
+from tfedge.accelerators.records import OperatorMapping
 from tfedge.benchmark import BenchmarkRow, benchmark
 from tfedge.errors import SettingsError, TfedgeError, did_you_mean
 from tfedge.inspection import check_sound, load_bytes
@@ -166,7 +167,6 @@ def _ethosu(data: bytes, target: str, count: int) -> TargetRow:
         made = compile_ethosu(data, target=target)
     except (TfedgeError, OSError) as error:
         return _failed(target, count, error)
-    left = dict.fromkeys(f"{row.name}: {row.reason}" for row in made.operators if not row.mapped)
     return TargetRow(
         target=target,
         outcome="compiles",
@@ -176,13 +176,14 @@ def _ethosu(data: bytes, target: str, count: int) -> TargetRow:
         latency_ms=made.estimates.get("latency_ms"),
         latency_kind="estimated",
         device=f"{made.settings['system_config']}, {made.settings['memory_mode']}",
-        reason=_stays_on_the_cpu(list(left)),
+        reason=_why_not(made.operators),
     )
 
 
 def _edgetpu(data: bytes, count: int) -> TargetRow:
     """Compiled where the compiler is, else predicted."""
-    from tfedge.accelerators.edgetpu.compiler import compile_edgetpu, find_compiler
+    from tfedge.accelerators.edgetpu.command import find_compiler
+    from tfedge.accelerators.edgetpu.compiler import compile_edgetpu
 
     try:
         find_compiler(None, None)
@@ -195,14 +196,13 @@ def _edgetpu(data: bytes, count: int) -> TargetRow:
             made = compile_edgetpu(path)
     except (TfedgeError, OSError) as error:
         return _failed("edgetpu", count, error)
-    left = dict.fromkeys(f"{row.name}: {row.reason}" for row in made.operators if not row.mapped)
     return TargetRow(
         target="edgetpu",
         outcome="compiles",
         mapped=made.mapped,
         operators=count,
         size_bytes=made.size_bytes,
-        reason=_stays_on_the_cpu(list(left)),
+        reason=_why_not(made.operators),
     )
 
 
@@ -213,15 +213,12 @@ def _predicted(data: bytes, count: int, missing: TfedgeError) -> TargetRow:
         foreseen = preflight(data)
     except TfedgeError as error:
         return _failed("edgetpu", count, error)
-    left = dict.fromkeys(
-        f"{row.name}: {row.reason}" for row in foreseen.operators if not row.mapped
-    )
     return TargetRow(
         target="edgetpu",
         outcome="predicted",
         mapped=sum(row.mapped is True for row in foreseen.operators),
         operators=count,
-        reason=" ".join(filter(None, [_stays_on_the_cpu(list(left)), str(missing)])),
+        reason=" ".join(filter(None, [_why_not(foreseen.operators), str(missing)])),
     )
 
 
@@ -229,9 +226,13 @@ def _failed(target: str, count: int, error: Exception) -> TargetRow:
     return TargetRow(target=target, outcome="fails", operators=count, reason=str(error))
 
 
-def _stays_on_the_cpu(reasons: Sequence[str]) -> str:
-    more = f" And {len(reasons) - 2} more reasons." if len(reasons) > 2 else ""
-    return " ".join(reasons[:2]) + more
+def _why_not(operators: Sequence[OperatorMapping]) -> str:
+    """Why operators are not taken: each kind once, with the reason of the first of it."""
+    reasons: dict[str, str] = {}
+    for row in operators:
+        if row.mapped is not True:
+            reasons.setdefault(row.name, (row.reason or "no reason is given").rstrip("."))
+    return " ".join(f"{name}: {reason}." for name, reason in reasons.items())
 
 
 def _notes(rows: Sequence[TargetRow]) -> Iterator[str]:

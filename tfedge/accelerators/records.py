@@ -7,25 +7,6 @@ from tfedge.report import Record
 
 
 @dataclass(frozen=True, kw_only=True)
-class OperatorMapping(Record):
-    """Where an operator of a `.tflite` file runs.
-
-    Attributes:
-        index: Its number in the file, in order of execution.
-        name: Its kind, e.g. `"CONV_2D"`.
-        mapped: Whether the accelerator takes it; `None` where that is not known.
-        reason: Why not, or why it is not known; `None` where it is taken.
-        layer: The layer of the model that it came from, as far as the file says; empty without.
-    """
-
-    index: int
-    name: str
-    mapped: bool | None
-    reason: str | None = None
-    layer: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
 class LayerEstimate(Record):
     """What a compiler's performance model says of one operator of the file that went in.
 
@@ -50,6 +31,25 @@ class LayerEstimate(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OperatorMapping(Record):
+    """Where an operator of a `.tflite` file runs.
+
+    Attributes:
+        index: Its number in the file, in order of execution.
+        name: Its kind, e.g. `"CONV_2D"`.
+        mapped: Whether the accelerator takes it; `None` where that is not known.
+        reason: Why not, or why it is not known; `None` where it is taken.
+        layer: The layer of the model that it came from, as far as the file says; empty without.
+    """
+
+    index: int
+    name: str
+    mapped: bool | None
+    reason: str | None = None
+    layer: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Compilation(Record):
     """What the compiler of an accelerator made of a `.tflite` file.
 
@@ -61,10 +61,10 @@ class Compilation(Record):
         operators: Of the file that went in, in its order.
         figures: What the compiler says, by name with unit, e.g. `{"sram_bytes": 51840}`.
         estimates: The same for what it estimates and nobody measured, e.g. `{"cycles": 201747}`.
+        layers: What it estimates of each operator that it took, in the order of the file.
         settings: What it was told, written out, e.g. `{"memory_mode": "Shared_Sram"}`.
         notes: Sentences for the reader.
         seconds: How long it took.
-        layers: What it estimates of each operator that it took, in the order of the file.
     """
 
     target: str
@@ -74,10 +74,10 @@ class Compilation(Record):
     operators: tuple[OperatorMapping, ...]
     figures: Mapping[str, float] = field(default_factory=dict)
     estimates: Mapping[str, float] = field(default_factory=dict)
+    layers: tuple[LayerEstimate, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
-    layers: tuple[LayerEstimate, ...] = ()
 
     @property
     def mapped(self) -> int:

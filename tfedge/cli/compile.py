@@ -12,6 +12,7 @@ from tfedge.errors import CompilationError, SettingsError
 from tfedge.report import format_bytes
 
 MOST_LAYERS: Final = 20  # rows of a table; JSON has all
+MOST_LETTERS: Final = 60  # of a reason in a table; all of it follows below
 FLAGS: Final = {"timeout_s": "--timeout"}
 
 
@@ -148,7 +149,7 @@ def _try_all(model: Path, as_json: bool) -> None:
 
 
 def show_all_targets(report: Any) -> None:
-    """Print an `AllTargets`."""
+    """Print an `AllTargets`: a table, and below it what does not fit into one."""
     says = {"runs": "runs as it is", "compiles": "yes", "predicted": "not tried", "fails": "no"}
     rows = [
         (
@@ -157,15 +158,24 @@ def show_all_targets(report: Any) -> None:
             _mapped(row),
             None if row.size_bytes is None else format_bytes(row.size_bytes),
             f"{row.latency_ms:.3f} ms {row.latency_kind}" if row.latency_ms is not None else None,
-            row.device or None,
-            row.reason or None,
+            _shortened(row.reason) or None,
         )
         for row in report.rows
     ]
-    columns = ("target", "compiles?", "operators mapped", "size", "latency", "on", "why not (all)")
-    print_table(f"{report.path} on every target", columns, rows, words=7)
+    columns = ("target", "compiles?", "operators mapped", "size", "latency", "why not, or not all")
+    print_table(f"{report.path} on every target", columns, rows, words=6)
+    for row in report.rows:
+        if row.reason != _shortened(row.reason):
+            print_text(f"{row.target}: {row.reason}")
+    for device in dict.fromkeys(row.device for row in report.rows if row.device):
+        names = [row.target for row in report.rows if row.device == device]
+        print_text(f"Latency on {', '.join(names)}: {device}.")
     for note in report.notes:
         print_text(note)
+
+
+def _shortened(reason: str) -> str:
+    return reason if len(reason) <= MOST_LETTERS else f"{reason[: MOST_LETTERS - 1].rstrip()}…"
 
 
 def _mapped(row: Any) -> str | None:

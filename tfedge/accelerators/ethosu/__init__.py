@@ -130,7 +130,16 @@ def _describe(
     operators, added = map_operators(source, inspect_model(files.compiled), files.log, sources)
     figures, estimates, limits = read_summary(files.summary)
     layers = [layer_name(operator.output_name) for operator in source.operators]
-    rows = read_layers(files.layers, sources, source, layers, configuration.macs_per_cycle)
+    cycles = estimates.get("cycles", 0)
+    rows = read_layers(
+        files.layers,
+        sources,
+        source,
+        layers,
+        macs_per_cycle=configuration.macs_per_cycle,
+        cycles=cycles,
+    )
+    complete = sum(row.cycles for row in rows) == cycles
     return Compilation(
         target=configuration.target,
         compiler=f"ethos-u-vela {version}",
@@ -148,7 +157,7 @@ def _describe(
             "optimise": "Performance",
             **{name: f"{value:.0f}" for name, value in limits.items()},
         },
-        notes=tuple(_notes(operators, added, configuration, source, complete=bool(rows))),
+        notes=tuple(_notes(operators, added, configuration, source, complete=complete)),
         seconds=files.seconds,
         layers=rows,
     )
@@ -179,7 +188,7 @@ def _notes(
     if any(operator.subgraph for operator in source.operators):
         yield "The estimates count operators in loops and branches once."
     if not complete:
-        yield "Vela gives no figures for single operators of this file."
+        yield "Estimates of single operators are not complete: Vela gives those of one subgraph."
     yield (
         "Cycles, latency and inferences per second are estimates of Vela's model of "
         f"{configuration.system_config} with {configuration.memory_mode}: nobody measured them."

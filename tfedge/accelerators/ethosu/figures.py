@@ -91,7 +91,9 @@ def read_layers(
     sources: Sequence[tuple[int, bool]],
     report: InspectionReport,
     names: Sequence[str],
+    *,
     macs_per_cycle: int,
+    cycles: float,
 ) -> tuple[LayerEstimate, ...]:
     """Cycles and MACs of each operator that the NPU takes, from Vela's `*_per-layer.csv`.
 
@@ -104,29 +106,30 @@ def read_layers(
         report: What the file that went in holds.
         names: Layer of each of its operators.
         macs_per_cycle: Of the accelerator.
+        cycles: Of the whole file.
 
     Returns:
         One row per operator with a step on the NPU, in the order of the file, then one for steps
-        that Vela ascribes to none. Empty where the rows do not fit `sources`.
+        that Vela ascribes to none. Of a file with several subgraphs, Vela 5.2 gives the last one's
+        only. Empty where the rows do not fit `sources`.
     """
     steps = list(_steps(text))
     if len(steps) != len(sources):
         return ()
     sums: dict[int, list[int]] = {}
     places = _ascribed(steps, [index for index, _ in sources], report)
-    for (cycles, macs, _), index, (_, on_cpu) in zip(steps, places, sources, strict=True):
+    for (own_cycles, macs, _), index, (_, on_cpu) in zip(steps, places, sources, strict=True):
         if not on_cpu:
             row = sums.setdefault(index, [0, 0])
-            row[0] += cycles
+            row[0] += own_cycles
             row[1] += macs
-    total = sum(cycles for cycles, _ in sums.values())
     return tuple(
         LayerEstimate(
             index=index if index >= 0 else None,
             operator=report.operators[index].name if index >= 0 else "added by Vela",
             layer=names[index] if index >= 0 else "",
             cycles=sums[index][0],
-            cycles_fraction=sums[index][0] / total if total else 0.0,
+            cycles_fraction=sums[index][0] / cycles if cycles else 0.0,
             macs=sums[index][1],
             utilization=sums[index][1] / (sums[index][0] * macs_per_cycle)
             if sums[index][0]
