@@ -196,7 +196,7 @@ def test_what_stays_on_the_cpu_is_what_vela_counts_each_with_its_reason(
 
 
 def test_a_partly_mapped_model_is_called_that_and_no_success_is_claimed(mixed):
-    assert mixed.notes[0].startswith("Partly mapped: 4 of 7 operators stay on the CPU")
+    assert mixed.notes[0].startswith("Partly mapped: 4 of 7 operators left to the CPU")
     assert not any(SUCCESS.search(note) for note in mixed.notes)
 
 
@@ -279,6 +279,18 @@ def test_what_vela_leaves_out_of_several_subgraphs_is_said(int8_file):
     assert sum(row.cycles_fraction for row in made.layers) == pytest.approx(0.5)
     assert any("not complete" in note for note in made.notes)
     assert not any("not complete" in note for note in alone.notes)
+
+
+@pytest.mark.slow
+def test_a_file_on_which_vela_fails_when_it_is_to_list_cpu_operators_is_compiled(shared_file):
+    """DeepLab v3: `vela --show-cpu-operations` ends with KeyError '0' after 65,866 steps."""
+    made = compile_ethosu(
+        shared_file("deeplabv3_mnv2_dm05_pascal_quant.tflite"), target="ethos-u55-128"
+    )
+    (left,) = (row for row in made.operators if not row.mapped)
+    assert left.name == "RESIZE_BILINEAR" and "scale-factor=16" in left.reason
+    assert made.layers[-1].operator == "ARG_MAX"
+    assert sum(row.cycles for row in made.layers) == made.estimates["cycles"]
 
 
 # ---------------------------------------------------------------------------- refusals

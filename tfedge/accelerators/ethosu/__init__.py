@@ -175,7 +175,7 @@ def _notes(
     if left:
         kinds = ", ".join(dict.fromkeys(left))
         yield (
-            f"Partly mapped: {len(left)} of {len(operators)} operators stay on the CPU ({kinds}). "
+            f"Partly mapped: {len(left)} of {len(operators)} operators left to the CPU ({kinds}). "
             "The estimates do not count them."
         )
     if set(left) and set(left) <= {"QUANTIZE", "DEQUANTIZE"}:
