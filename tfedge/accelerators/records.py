@@ -7,6 +7,30 @@ from tfedge.report import Record
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerEstimate(Record):
+    """What a compiler's performance model says of one operator of the file that went in.
+
+    Attributes:
+        index: Its number in the file, as in `OperatorMapping`; `None` for what the compiler added
+            and ascribes to no operator.
+        operator: Its kind, e.g. `"CONV_2D"`.
+        layer: As in `OperatorMapping`.
+        cycles: Clock cycles of the accelerator. An estimate.
+        cycles_fraction: `cycles` as a fraction of the whole file's.
+        macs: Multiply-accumulates that the accelerator makes of it.
+        utilization: `macs` as a fraction of what it could do in `cycles`; `None` without cycles.
+    """
+
+    index: int | None
+    operator: str
+    layer: str
+    cycles: int
+    cycles_fraction: float
+    macs: int
+    utilization: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class OperatorMapping(Record):
     """Where an operator of a `.tflite` file runs.
 
@@ -37,6 +61,7 @@ class Compilation(Record):
         operators: Of the file that went in, in its order.
         figures: What the compiler says, by name with unit, e.g. `{"sram_bytes": 51840}`.
         estimates: The same for what it estimates and nobody measured, e.g. `{"cycles": 201747}`.
+        layers: What it estimates of each operator that it took, in the order of the file.
         settings: What it was told, written out, e.g. `{"memory_mode": "Shared_Sram"}`.
         notes: Sentences for the reader.
         seconds: How long it took.
@@ -49,6 +74,7 @@ class Compilation(Record):
     operators: tuple[OperatorMapping, ...]
     figures: Mapping[str, float] = field(default_factory=dict)
     estimates: Mapping[str, float] = field(default_factory=dict)
+    layers: tuple[LayerEstimate, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     seconds: float = 0.0

@@ -23,6 +23,7 @@ from tfedge.cli._guard import OWN_PROCESS
 from tfedge.cli.analyze import analyze
 from tfedge.cli.benchmark import benchmark
 from tfedge.cli.compare import compare
+from tfedge.cli.compile import compile_command
 from tfedge.cli.convert import convert
 from tfedge.cli.demo import demo
 from tfedge.cli.doctor import doctor
@@ -138,6 +139,7 @@ for _command in (
     inspect,
     verify,
     benchmark,
+    compile_command,
     doctor,
 ):
     cli.add_command(_command)

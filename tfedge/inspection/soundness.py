@@ -23,6 +23,8 @@ from tfedge.inspection.rules import (
     require,
 )
 
+# Inputs 2 and 3 of the custom operator that Vela writes are memory for the NPU to work in.
+SCRATCH: Final = {"ethos-u": slice(2, 4)}
 MAX_SHARING: Final = 64  # tensors may share a buffer; a file made to be slow shares it by far more
 MAX_SCALE: Final = 2.0**30
 MAX_TENSOR_BYTES: Final = 2**31
@@ -141,7 +143,7 @@ def _check_subgraph(
         check_operands(name, operator, tensors, place)
         check_options(name, operator, place)
         check_shapes(name, operator, tensors, place)
-    _check_order(subgraph, buffers, what)
+    _check_order(model, subgraph, buffers, what)
 
 
 def _indices(vector: np.ndarray | None) -> list[int]:
@@ -262,8 +264,8 @@ def _values(vector: Fields | None) -> np.ndarray:
     return vector["values"].astype(np.int64)
 
 
-def _check_order(subgraph: Fields, buffers: Sequence[np.ndarray], what: str) -> None:
-    """Every tensor that is read is an input, a constant, a variable, or written before."""
+def _check_order(model: Fields, subgraph: Fields, buffers: Sequence[np.ndarray], what: str) -> None:
+    """Every tensor that is read is an input, a constant, a variable, scratch, or written before."""
     tensors = subgraph["tensors"] or []
     inputs = set(_indices(subgraph["inputs"]))
     ready = inputs | {
@@ -273,7 +275,9 @@ def _check_order(subgraph: Fields, buffers: Sequence[np.ndarray], what: str) -> 
     }
     written: set[int] = set()
     for index, operator in enumerate(subgraph["operators"] or []):
-        missing = set(_indices(operator["inputs"])) - ready - {-1}
+        read = _indices(operator["inputs"])
+        del read[SCRATCH.get(operator_name(model, operator), slice(0, 0))]
+        missing = set(read) - ready - {-1}
         require(
             not missing,
             f"Operator {index} of {what} must read tensors that are written before it",
