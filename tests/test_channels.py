@@ -301,7 +301,7 @@ def test_the_least_important_channels_go_first_until_the_budget_holds():
     model = STRUCTURES["bottleneck"]()
     channels = channels_of(model)
     levels = {g.index: levels_of(g, 2, 2) for g in channels.groups}
-    scores = {g.index: np.full(g.size, 1.0 + g.index) for g in channels.groups}
+    scores = {g.index: np.full(g.size, 100.0**g.index) for g in channels.groups}
     steps = least_important_first(channels, levels, scores, "macs")
     assert [step.group for step in steps] == sorted(step.group for step in steps)
     assert [step.total for step in steps] == sorted((step.total for step in steps), reverse=True)
@@ -313,6 +313,27 @@ def test_the_least_important_channels_go_first_until_the_budget_holds():
         if place:
             more = {**counts, group: levels[group][place - 1]}
             assert cost_of(channels, more, "macs") > most
+
+
+def test_scores_of_one_loss_are_weighed_against_what_they_save():
+    channels = channels_of(STRUCTURES["bottleneck"]())
+    levels = {g.index: levels_of(g, 1, 1) for g in channels.groups}
+    scores = {g.index: np.ones(g.size) for g in channels.groups}
+    whole = cost_of(channels, {}, "macs")
+    saved = {g: whole - cost_of(channels, {g: own[1]}, "macs") for g, own in levels.items()}
+    steps = least_important_first(channels, levels, scores, "macs", per_cost=True)
+    assert steps[0].group == max(saved, key=lambda group: saved[group])
+    assert len(set(saved.values())) > 1
+
+
+def test_the_fewer_channels_are_left_the_more_each_counts():
+    channels = channels_of(STRUCTURES["bottleneck"]())
+    levels = {g.index: levels_of(g, 1, 1) for g in channels.groups}
+    scores = {g.index: np.ones(g.size) for g in channels.groups}
+    steps = least_important_first(channels, levels, scores, "macs")
+    halved = {s.group: n for n, s in enumerate(steps) if s.after == levels[s.group][0] // 2}
+    ended = {s.group: n for n, s in enumerate(steps) if s.after == levels[s.group][-1]}
+    assert max(halved.values()) < min(ended.values())
 
 
 def test_fractions_lead_to_the_nearest_level():

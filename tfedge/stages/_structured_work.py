@@ -7,6 +7,7 @@ import numpy as np
 
 from tfedge.engines.native.channel_choice import (
     Levels,
+    Step,
     by_fraction,
     cost_of,
     evenly_within,
@@ -104,11 +105,17 @@ class Work:
         most = whole - (whole - most) * done
         if not self.stage.compares_all:
             return evenly_within(channels, levels, measure, most)
-        steps = least_important_first(channels, levels, scores, measure)
+        steps = self._steps(channels, levels, scores, measure)
         counts = within(channels, levels, steps, measure, most)
         if budget is not None:
             self._check_most(channels, levels, measure, most)
         return counts
+
+    def _steps(
+        self, channels: Channels, levels: Levels, scores: Mapping[int, Any], measure: str
+    ) -> list[Step]:
+        one_loss = self.stage.importance == "taylor"  # the others say nothing between groups
+        return least_important_first(channels, levels, scores, measure, per_cost=one_loss)
 
     def _by_fraction(self, channels: Channels, levels: Levels, done: float) -> dict[int, int]:
         fractions = {}
@@ -208,7 +215,7 @@ class Work:
         scores = self._scores(model, self.first)
         levels = {g: own for g, own in self.levels(self.first).items() if g in scores}
         whole, least = fewest(self.first, levels, "macs")
-        steps = least_important_first(self.first, levels, scores, "macs")
+        steps = self._steps(self.first, levels, scores, "macs")
 
         def counts_at(most: float) -> dict[int, int]:
             if self.stage.compares_all:

@@ -47,36 +47,69 @@ def by_fraction(levels: Levels, fractions: Mapping[int, float]) -> dict[int, int
 
 
 def least_important_first(
-    channels: Channels, levels: Levels, scores: Mapping[int, np.ndarray], measure: str
+    channels: Channels,
+    levels: Levels,
+    scores: Mapping[int, np.ndarray],
+    measure: str,
+    *,
+    per_cost: bool = False,
 ) -> list[Step]:
-    """All steps down, the channels with the lowest mean score first.
+    """All steps down, the least important channels first.
+
+    The fewer channels a group has left, the more each of them counts: what goes as the k-th of n is
+    weighed with n / (n - k + 1). What a step saves shrinks as the layers around it do, so that a
+    step that has waited is weighed again before it is taken.
 
     Args:
         channels: Of a graph.
         levels: As for `by_fraction`.
         scores: Group to the importance of each of its channels; comparable between groups.
         measure: What the steps' totals count.
+        per_cost: Weigh importance against the cost that is saved, rather than by channel. For
+            scores that are parts of one loss.
     """
-    ordered = {group: np.sort(scores[group]) for group in levels}
+    lost = {group: _lost(scores[group]) for group in levels}
+    costs, steps = Costs(channels, measure), []
     waiting: list[tuple[float, int, int]] = []
+
+    def price(group: int, place: int) -> float:
+        before, after = levels[group][place : place + 2]
+        size, saved = len(scores[group]), before - after
+        if per_cost:
+            total = costs.total
+            costs.remove(group, before - after)
+            saved = total - costs.total
+            costs.remove(group, after - before)
+        return float(lost[group][size - after] - lost[group][size - before]) / max(saved, 1)
 
     def offer(group: int, place: int) -> None:
         if place + 1 < len(levels[group]):
-            before, after = levels[group][place], levels[group][place + 1]
-            size = len(ordered[group])
-            mean = float(ordered[group][size - before : size - after].mean())
-            heapq.heappush(waiting, (mean, group, place))
+            heapq.heappush(waiting, (price(group, place), group, place))
 
     for group in levels:
         offer(group, 0)
-    costs, steps = Costs(channels, measure), []
     while waiting:
         _, group, place = heapq.heappop(waiting)
-        before, after = levels[group][place], levels[group][place + 1]
+        if waiting and price(group, place) > waiting[0][0]:
+            offer(group, place)
+            continue
+        before, after = levels[group][place : place + 2]
         costs.remove(group, before - after)
         steps.append(Step(group, before, after, costs.total))
         offer(group, place + 1)
     return steps
+
+
+def _lost(scores: np.ndarray) -> np.ndarray:
+    """The weight of the first 0, 1, … channels to go.
+
+    Example:
+        >>> _lost(np.array([2.0, 1.0])).tolist()
+        [0.0, 1.0, 5.0]
+    """
+    size = len(scores)
+    weighed = np.sort(scores) * size / np.arange(size, 0, -1)
+    return np.concatenate([[0.0], np.cumsum(weighed)])
 
 
 def within(
