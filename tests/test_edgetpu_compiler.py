@@ -295,8 +295,8 @@ def test_several_reasons_for_one_kind_are_all_told():
     ("scenario", "match"),
     [
         ("not_quantized", "takes the model for one that is not quantized, though every operator"),
-        ("version:LOGISTIC:1", r"LOGISTIC in version 1, which operator 1 LOGISTIC \(`gate`\) need"),
-        ("version:RELU:9", "RELU in version 9, which an operator RELU needs"),
+        ("version:LOGISTIC:1", r"LOGISTIC in version 1, in which the file has operator 1 LOGISTIC"),
+        ("version:RELU:9", "RELU in version 9, in which the file has an operator RELU"),
         ("new_operator::14", r"operator 1 LOGISTIC \(`gate`\) is younger than the compiler"),
         ("internal", "an error in the compiler itself, which gives no reason"),
         ("dynamic", "an operator computes a size that is open until the model runs"),
@@ -329,7 +329,7 @@ def test_a_float_layer_is_named_where_the_compiler_says_not_quantized(fake, buil
     tensors = [tensor("image"), {"name": "conv/Relu", "shape": (1, 4, 4, 2)}]
     path.write_bytes(build_file(tensors, [("RELU", [0], [1])]))
     fake.told(scenario="not_quantized")
-    with pytest.raises(CompilationError, match=r"operator 0 RELU \(`conv`\) computes in float"):
+    with pytest.raises(CompilationError, match=r"in float at operator 0 RELU \(`conv`\)"):
         compile_edgetpu(path)
 
 

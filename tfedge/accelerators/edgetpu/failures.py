@@ -74,8 +74,8 @@ def _not_quantized(refused: Refused, found: re.Match[str]) -> str:
     floats = _float_operators(refused)
     if floats:
         return (
-            f"the model is not fully integer: {refused.places(floats)} computes in float. Convert "
-            "it with `tfedge convert --mode int8 --calibration DATA`."
+            f"the model is not fully integer: it computes in float at {refused.places(floats)}. "
+            "Convert it with `tfedge convert --mode int8 --calibration DATA`."
         )
     dynamic = _open_tensors(refused.fields)
     if dynamic:
@@ -101,7 +101,8 @@ def _unknown_version(refused: Refused, found: re.Match[str]) -> str:
     ]
     where = refused.places(indices) if indices else f"an operator {kind}"
     return (
-        f"it does not know {kind} in version {version}, which {where} needs. {_why_version(kind)}"
+        f"it does not know {kind} in version {version}, in which the file has {where}. "
+        f"{_why_version(kind)}"
     )
 
 
