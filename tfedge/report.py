@@ -250,6 +250,8 @@ class RunReport(Record):
         versions: Package to version.
         host: Facts about the machine, as `HostFacts.to_dict()`.
         inputs: Inputs of the best file, rows `{"label", "dtype", "shape", "scale"}`.
+        accelerators: What the accelerators among the recipe's targets make of the int8 file, rows
+            `{"target", "path", "preflight", "compiled", "compilation", "why_not"}`.
         notes: Sentences for the reader.
         started: When the run began, ISO 8601 in UTC.
         seconds: How long it took, interruptions not counted.
@@ -274,6 +276,7 @@ class RunReport(Record):
     versions: Mapping[str, str]
     host: Mapping[str, Any]
     inputs: tuple[Mapping[str, Any], ...] = ()
+    accelerators: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
     started: str = ""
     seconds: float = 0.0

@@ -50,6 +50,21 @@ class OperatorMapping(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FileMade(Record):
+    """One of several files that a compilation made: a segment, or a model beside others.
+
+    Attributes:
+        path: Where it stands.
+        size_bytes: Its size.
+        figures: As `Compilation.figures`, of this file alone.
+    """
+
+    path: str
+    size_bytes: int
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Compilation(Record):
     """What the compiler of an accelerator made of a `.tflite` file.
 
@@ -65,6 +80,7 @@ class Compilation(Record):
         settings: What it was told, written out, e.g. `{"memory_mode": "Shared_Sram"}`.
         notes: Sentences for the reader.
         seconds: How long it took.
+        files: All files that it made, where there are several; `path` is then the first.
     """
 
     target: str
@@ -78,6 +94,7 @@ class Compilation(Record):
     settings: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
+    files: tuple[FileMade, ...] = ()
 
     @property
     def mapped(self) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from tfedge.cli._show import common_options, print_json, print_table, print_text, progress_bar
+from tfedge.cli.doctor_edgetpu import doctor_edgetpu
 from tfedge.report import Record
 
 # Package: module that must import, extra that brings it (none for the base install), use.
@@ -51,10 +52,15 @@ class Check(Record):
     required: bool = False
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @common_options
-def doctor(as_json: bool) -> None:
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
     """Check what is installed and usable here, and say how to fix what is not."""
+    if ctx.invoked_subcommand is not None:
+        if as_json:
+            raise click.UsageError(f"Write `tfedge doctor {ctx.invoked_subcommand} --json`.")
+        return
     with progress_bar(quiet=as_json) as advance:
         checks = examine(advance)
     if as_json:
@@ -67,6 +73,9 @@ def doctor(as_json: bool) -> None:
                 print_text(f"{check.name}: {check.fix}")
     if any(check.required and check.state != "ok" for check in checks):
         click.get_current_context().exit(1)
+
+
+doctor.add_command(doctor_edgetpu)
 
 
 def examine(advance: object = None) -> list[Check]:

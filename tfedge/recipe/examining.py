@@ -96,7 +96,7 @@ def examine(model: Any, data: Data | None, metric: Any = None) -> Findings:
     check_finite(model)
     specs = input_specs(model)
     _check_plain(model)
-    rows = (_noise(model, specs),) if data is None else _some(_judged_by(data))
+    rows = (noise_for(model, specs),) if data is None else _some(_judged_by(data))
     if data is not None:
         _check_inputs(model, data)
     predicted = _predictions(model, rows[0])
@@ -181,7 +181,7 @@ def _some(split: Split) -> tuple[Any, ...]:
     return next(split.batches(LOOKED_AT)) if split.is_stream else split.take(LOOKED_AT).rows
 
 
-def _noise(model: Any, specs: tuple[InputSpec, ...]) -> Any:
+def noise_for(model: Any, specs: tuple[InputSpec, ...]) -> Any:
     """Inputs of the right form where there are no data: uniform in [0, 1), whole numbers 0."""
     random = np.random.RandomState(0)
     arrays = [

@@ -16,6 +16,7 @@ from tfedge.recipe.loading import can_train, load_data
 from tfedge.recipe.loop import MOST_TRIALS
 from tfedge.recipe.settings import Recipe
 from tfedge.recipe.steps import Step, make_stage
+from tfedge.recipe.targets import fit_recipe
 from tfedge.report import Record, Skipped
 from tfedge.stages._base import AbstractTrainedStage, Context
 from tfedge.stages._fit import make_fit
@@ -89,6 +90,8 @@ def plan(recipe: Recipe, *, progress: Callable[[str, float], None] | None = None
     data, _ = load_data(recipe, model)
     notes = list(data.notes)
     Judge(data.evaluation, recipe.metric, model)  # type: ignore[arg-type]  # `load_data` saw it
+    for fit in fit_recipe(recipe, model, data):
+        notes += fit.notes
     trains = can_train(recipe, data)
     if not trains:
         notes.append("There are no labelled training data: steps that train cannot be done.")

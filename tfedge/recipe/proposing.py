@@ -1,15 +1,17 @@
 """Propose a recipe for a model and its data."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tfedge.data import Data
-from tfedge.errors import SettingsError, did_you_mean
+from tfedge.errors import FloatOperatorsError, SettingsError, did_you_mean
 from tfedge.recipe.commenting import commented
-from tfedge.recipe.examining import Findings, examine, usual_metric
+from tfedge.recipe.examining import Findings, examine, noise_for, usual_metric
 from tfedge.recipe.reading import as_recipe
+from tfedge.recipe.targets import ACCELERATORS, MODE, TargetFit, few_of, fit_of
 from tfedge.recipe.tasks import POINTS, RELATIVE
 from tfedge.report import Record
 
@@ -31,8 +33,9 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
     ),
     "edgetpu": (
         (
-            "For the Edge TPU: this version of tfedge makes the int8 file and measures it on this "
-            "machine's CPU. By hand: `edgetpu_compiler model_int8.tflite`."
+            "For the Edge TPU: the int8 file gets a pre-flight in the report and, where Google's "
+            "`edgetpu_compiler` is, is compiled; latency there is measured where a device is, and "
+            "on this machine's CPU in any case."
         ),
         "Zeros do not make the Edge TPU faster or its files smaller, so nothing is pruned.",
     ),
@@ -113,8 +116,12 @@ def propose(
         DataError: The data do not fit the model.
     """
     check_target(target)
+    found = examine(model, data, metric)
+    fit = _fit(found, target, model, data) if target in ACCELERATORS else None
+    if fit is not None and fit.patterns and not found.no_training and data is not None:
+        found = dataclasses.replace(found, float_layers=())  # `rewrite` takes them away
     return decide(
-        examine(model, data, metric),
+        found,
         model_path,
         data_source,
         name=name,
@@ -123,6 +130,7 @@ def propose(
         max_drop=max_drop,
         imports=imports,
         unsafe=unsafe,
+        fit=fit,
     )
 
 
@@ -137,13 +145,19 @@ def decide(
     max_drop: float | str | None = None,
     imports: Sequence[str] = (),
     unsafe: bool = False,
+    fit: TargetFit | None = None,
 ) -> Proposal:
-    """The recipe for what was found out about a model and its data; arguments as of `propose`."""
+    """The recipe for what was found out about a model and its data; arguments as of `propose`.
+
+    `fit` is how the model fits an accelerator, where the target is one.
+    """
     check_target(target)
     judged, drop, why = _judged(found, metric, max_drop)
     stages, why_stages = _stages(found, target, drop is not None)
+    if fit is not None and fit.patterns:
+        stages, why_stages = _rewritten(found, fit, stages, why_stages)
     train, why_train = _training(found, stages)
-    source = data_source or PLACEHOLDER
+    source, modes = data_source or PLACEHOLDER, _modes(found, target)
     values = {
         "name": name or Path(model_path).stem.replace(":", "_"),
         "model": model_path,
@@ -154,8 +168,8 @@ def decide(
         "max_drop": drop,
         "train": train,
         "stages": stages,
-        "convert": _modes(found, target),
-        "targets": ["none" if target == "none" else "xnnpack"],
+        "convert": modes,
+        "targets": ["none" if target == "none" else "xnnpack", *_accelerator(target, modes)],
         "seed": 0,
     }
     data = _why_data(found, data_source)
@@ -165,7 +179,7 @@ def decide(
         values=_said(values),
         comments={key: lines for key, lines in comments.items() if lines},
         facts=_facts(found),
-        notes=_notes(found, target, drop),
+        notes=(*_notes(found, target, drop), *(fit.notes if fit is not None else ())),
         complete=data_source is not None,
     )
 
@@ -290,6 +304,38 @@ def _stages(found: Findings, target: str, limited: bool) -> tuple[list[Any], tup
     else:
         stages.append({"quantize": "calibrate" if found.no_training else "auto"})
     return stages, tuple(why)
+
+
+def _rewritten(
+    found: Findings, fit: TargetFit, stages: list[Any], why: tuple[str, ...]
+) -> tuple[list[Any], tuple[str, ...]]:
+    """The steps with one that replaces what the accelerator lacks, put first."""
+    names = ", ".join(f"`{name}`" for name in fit.patterns)
+    if found.no_training or not found.samples:
+        return stages, (
+            *why,
+            f"Activations are not replaced ({names}): that is made up for by training.",
+        )
+    rewrite = {"rewrite": {"patterns": list(fit.patterns)}}
+    said = (
+        f"`rewrite` replaces activations that the target {fit.target} does not run ({names}), and "
+        "takes back what costs more than its `max_drop`."
+    )
+    return [rewrite, *stages], (*why, said)
+
+
+def _fit(found: Findings, target: str, model: Any, data: Data | None) -> TargetFit | None:
+    """How the model fits an accelerator; `None` where layers without an integer form bar it."""
+    samples = noise_for(model, found.inputs) if data is None else few_of(data)
+    try:
+        return fit_of(target, model, samples, strict=False)
+    except FloatOperatorsError:
+        return None
+
+
+def _accelerator(target: str, modes: Sequence[str]) -> tuple[str, ...]:
+    """What a target adds to the delegates that latency is measured on."""
+    return (target,) if target in ACCELERATORS and MODE in modes else ()
 
 
 def _ended(text: str) -> str:

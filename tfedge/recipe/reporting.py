@@ -12,7 +12,9 @@ import numpy as np
 from tfedge.benchmark import benchmark, host_facts
 from tfedge.errors import DelegateError
 from tfedge.files import write_whole
+from tfedge.recipe.accelerating import accelerate, latency_there, sentences
 from tfedge.recipe.settings import Recipe
+from tfedge.recipe.targets import measured
 from tfedge.recipe.work import Work, versions
 from tfedge.report import FileRecord, LayerRecord, RunReport, StepRecord
 
@@ -45,7 +47,9 @@ def assemble(
         anonymous: Whether the machine's name is left out.
         measure_latency: Whether the files are timed.
     """
+    accelerators = accelerate(recipe.targets, work.directory.path)
     rows, verdicts = _latency(recipe, work, outcome) if measure_latency else ((), ())
+    there, said = latency_there(accelerators, work.directory.path) if measure_latency else ((), ())
     files = [_published(record, rows, recipe) for record, _, _ in outcome.files]
     wanted = [f for f in files if f.mode != "float32"] or files
     fitting = [f for f in wanted if f.outcome == "accepted"]
@@ -54,7 +58,7 @@ def assemble(
     way = {state.record.title for state in states}
     final = {id(row) for row in steps if row.title in way and row.outcome != "rejected"}
     marked = tuple(dataclasses.replace(row, final=id(row) in final) for row in steps)
-    notes = [*work.data.notes]
+    notes = [*work.data.notes, *sentences(accelerators)]
     if work.chooser is not work.judge:
         notes.append(
             f"Trials were judged on {len(work.chooser.split)} samples set aside from training, the "
@@ -84,8 +88,8 @@ def assemble(
         limits=recipe.limits.given(),
         steps=marked,
         files=(work.baseline_file, *files, *rejected),
-        latency=rows,
-        latency_verdicts=verdicts,
+        latency=(*rows, *there),
+        latency_verdicts=(*verdicts, *said),
         layers=_layers(work, outcome),
         data=_data(work),
         recipe=recipe.to_dict(),
@@ -93,6 +97,7 @@ def assemble(
         versions=versions(),
         host=_host(anonymous),
         inputs=_inputs(work, best),
+        accelerators=accelerators,
         notes=tuple(notes),
         started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         seconds=sum(row.seconds for row in steps) + sum(row.seconds for row in (*files, *rejected)),
@@ -135,6 +140,9 @@ def _latency(
     recipe: Recipe, work: Work, outcome: "Outcome"
 ) -> tuple[tuple[Mapping[str, Any], ...], tuple[str, ...]]:
     """All files timed side by side, the baseline's among them."""
+    delegates = measured(recipe.targets)
+    if not delegates:
+        return (), ()
     work.say("measuring latency")
     path = work.directory.path
     models = {work.baseline_file.path: path / work.baseline_file.path}
@@ -143,7 +151,7 @@ def _latency(
         for record, _, _ in outcome.files
     }
     try:
-        report = benchmark(models, delegates=recipe.targets, seconds=2.0)
+        report = benchmark(models, delegates=delegates, seconds=2.0)
     except DelegateError as error:
         if recipe.limits.latency_ms is not None:
             raise

@@ -10,7 +10,7 @@ from tfedge.convert import MODES
 from tfedge.data import InputContract
 from tfedge.errors import SettingsError, did_you_mean
 from tfedge.recipe.steps import Step, steps_of
-from tfedge.runtime import check_delegate
+from tfedge.recipe.targets import check_targets, default_modes
 
 FORBID = {"extra": "forbid", "arbitrary_types_allowed": True}  # for pydantic
 QUANTIZED = ("int8", "int16x8")
@@ -131,7 +131,8 @@ class Recipe:
             trains.
         stages: Steps in their order, or the name of a recipe such as `"prune80_w8a8"`.
         convert: Modes of the files. Default: what the recipe's name says, else float32 and int8.
-        targets: Delegates that latency is measured on.
+        targets: Delegates that latency is measured on, and accelerators (`edgetpu`) whose
+            constraints the model is held to before any training.
         seed: Seed of everything random.
 
     Raises:
@@ -167,11 +168,11 @@ class Recipe:
         steps, modes = steps_of(self.stages)
         object.__setattr__(self, "stages", steps)
         quantized = any(step.stage == "quantize" for step in steps)
-        default = modes or (("float32", "int8") if quantized or not steps else ("float32",))
+        default = modes or default_modes(self.targets)
+        default = default or (("float32", "int8") if quantized or not steps else ("float32",))
         object.__setattr__(self, "convert", tuple(dict.fromkeys(self.convert or default)))
         self._check_modes(quantized)
-        for target in self.targets:
-            check_delegate(target)
+        check_targets(self.targets, self.convert, self.limits.given())
         if not 0 <= self.seed < 2**32:
             raise SettingsError(f"`seed` is from 0 to 2³² − 1. Received: {self.seed!r}.")
         for text in self._drops():

@@ -41,6 +41,7 @@ from tfedge.recipe.settings import Recipe
 from tfedge.recipe.steps import BASELINE as BASELINE_TEACHER
 from tfedge.recipe.steps import Step, distillation_of
 from tfedge.recipe.strengths import Strength, strength_of
+from tfedge.recipe.targets import fit_recipe
 from tfedge.report import FileRecord, StepRecord
 from tfedge.stages._base import Context
 from tfedge.verify import VerificationReport
@@ -105,6 +106,7 @@ class Work:
         self.chooser = self.judge
         if validation is not None:
             self.chooser = Judge(validation, recipe.metric, self.model)
+        self.fits = fit_recipe(recipe, self.model, self.data, warn=True)
         self.baseline, self.baseline_file = self._baseline()
 
     def say(self, what: str, share: float = 0.0) -> None:
