@@ -335,7 +335,8 @@ def test_every_target_has_a_recipe_that_loads(tmp_path, classifier, target):
     found = loaded(tmp_path, decide(classifier, "net.keras", "d.npz", target=target))
     modes = {"gpu": ["float32", "float16"], "edgetpu": ["int8"], "ethosu": ["int8"]}
     assert found.values["convert"] == modes.get(target, ["float32", "int8"])
-    assert found.values["targets"] == ["none" if target == "none" else "xnnpack"]
+    targets = {"none": ["none"], "gpu": ["gpu", "xnnpack"]}
+    assert found.values["targets"] == targets.get(target, ["xnnpack"])
     assert ("targets" in found.comments) == (target not in ("cpu", "xnnpack", "none"))
     pruned = any("prune" in stage for stage in found.values["stages"])
     assert pruned == (target not in ("gpu", "edgetpu"))

@@ -49,6 +49,7 @@ def serve(job: dict[str, Any], commands: TextIO, answers: TextIO) -> None:
         "actual": model.actual,
         "adapter": model.adapter,
         "precision": model.precision,
+        "notes": model.notes,
         "runtime": model.runtime,
         "nodes_delegated": model.nodes_delegated,
         "nodes_total": model.nodes_total,

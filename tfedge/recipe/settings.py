@@ -132,6 +132,7 @@ class Recipe:
         stages: Steps in their order, or the name of a recipe such as `"prune80_w8a8"`.
         convert: Modes of the files. Default: what the recipe's name says, else float32 and int8.
         targets: Delegates that latency is measured on.
+        allow_software: Whether a GPU among them may be a program on the CPU.
         seed: Seed of everything random.
 
     Raises:
@@ -159,6 +160,7 @@ class Recipe:
     stages: Any = ()
     convert: tuple[str, ...] = ()
     targets: tuple[str, ...] = ("xnnpack",)
+    allow_software: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -172,6 +174,11 @@ class Recipe:
         self._check_modes(quantized)
         for target in self.targets:
             check_delegate(target)
+        if self.allow_software and "gpu" not in self.targets:
+            raise SettingsError(
+                "`allow_software` goes with the target `gpu`. Received: "
+                f"targets={list(self.targets)}. Add `gpu`, or leave it out."
+            )
         if not 0 <= self.seed < 2**32:
             raise SettingsError(f"`seed` is from 0 to 2³² − 1. Received: {self.seed!r}.")
         for text in self._drops():
