@@ -141,6 +141,17 @@ class Device:
             ),
         )
 
+    def attempt(self, data: bytes) -> tuple[Any, list[str], Exception | None]:
+        """The compiled model or `None`, what LiteRT printed, and what it raised."""
+        messages: list[str] = []
+        model = raised = None
+        with _LOCK, all_messages(messages):
+            try:
+                model = self.compile(data)
+            except (RuntimeError, ValueError) as error:
+                raised = error
+        return model, messages, raised
+
     def _squares(self) -> np.ndarray:
         model = self.compile(square_model())
         (given,), (result,) = model.create_input_buffers(0), model.create_output_buffers(0)
@@ -201,20 +212,20 @@ class GpuBackend:
         self._data, widened = without_strided_pointwise(data, fields)
         self._path = path
         self.notes: tuple[str, ...] = (WIDENED.format(count=widened),) if widened else ()
-        messages: list[str] = []
         operators = fields["subgraphs"][0]["operators"] or []
         if not operators:  # LiteRT opens it, and then its outputs are memory that nobody wrote
             raise refusals.nothing_to_take(path)
-        try:
-            with _LOCK, all_messages(messages):
-                self._model = device.compile(self._data)
-                self._place = _signature_of(fields)
-                self._given = self._buffers("input", inputs)
-                self._results = self._buffers("output", outputs)
-        except (RuntimeError, ValueError, KeyError) as error:
+        self._model, messages, error = device.attempt(self._data)
+        wrong = refusals.left_to_the_cpu(messages) or refusals.misbuilt(messages)
+        if self._model is None or wrong:
             raise refusals.refused_model(path, fields, device.adapter, error, messages) from error
-        if refusals.left_to_the_cpu(messages) or refusals.misbuilt(messages):
-            raise refusals.refused_model(path, fields, device.adapter, None, messages)
+        try:
+            self._place = _signature_of(fields)
+            self._given = self._buffers("input", inputs)
+            self._results = self._buffers("output", outputs)
+        except (RuntimeError, ValueError, KeyError) as trouble:
+            adapter = device.adapter
+            raise refusals.refused_model(path, fields, adapter, trouble, messages) from trouble
         self._outputs = outputs
         self.nodes_delegated = len(operators)  # or LiteRT would have refused: CPU is not allowed
         _OPEN.add(self)

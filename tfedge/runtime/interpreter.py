@@ -12,7 +12,7 @@ import numpy as np
 from tfedge.errors import DelegateError
 from tfedge.inspection.decode import Fields
 from tfedge.runtime.native import (
-    count_delegated,
+    delegated,
     failure,
     find_runtime,
     make_interpreter,
@@ -92,7 +92,11 @@ def _cause(error: Exception, messages: Sequence[str]) -> str:
 
 
 class InterpreterBackend:
-    """A model on LiteRT's interpreter (see `Backend`)."""
+    """A model on LiteRT's interpreter (see `Backend`).
+
+    Attributes:
+        taken: Numbers of the operators that the delegate took.
+    """
 
     adapter: str | None = None
     notes: tuple[str, ...] = ()
@@ -124,7 +128,8 @@ class InterpreterBackend:
             [] if subgraph[side] is None else [int(i) for i in subgraph[side]]
             for side in ("inputs", "outputs")
         )
-        self.nodes_delegated = count_delegated(self._interpreter, subgraph["operators"] or [])
+        self.taken = delegated(self._interpreter, subgraph["operators"] or [])
+        self.nodes_delegated = len(self.taken)
         if delegate != "none" and self.nodes_delegated == 0:
             raise nothing_taken(path, self.runtime, delegate, fields, messages)
 

@@ -123,8 +123,8 @@ def make_interpreter(
     )  # fmt: skip
 
 
-def count_delegated(interpreter: Any, operators: Sequence[Fields]) -> int:
-    """How many of the file's operators lie inside delegate nodes.
+def delegated(interpreter: Any, operators: Sequence[Fields]) -> frozenset[int]:
+    """Which of the file's operators lie inside delegate nodes, by number.
 
     A delegate node says which tensors it reads and writes; the operators that it replaced are
     those on the way from the ones to the others.
@@ -149,7 +149,7 @@ def count_delegated(interpreter: Any, operators: Sequence[Fields]) -> int:
                 continue
             taken.add(writer[tensor])
             wanted += _list(operators[writer[tensor]]["inputs"])
-    return len(taken)
+    return frozenset(taken)
 
 
 def _list(vector: np.ndarray | None) -> list[int]:
