@@ -1,11 +1,12 @@
 """Run a model on LiteRT's interpreter: its own kernels, XNNPACK, or a delegate of a library."""
 
+import ctypes
 import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from tfedge.runtime.native import (
     nothing_taken,
     refusal,
 )
+
+
+_INTERFACE: Final = ("tflite_plugin_create_delegate", "tflite_plugin_destroy_delegate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,29 +65,37 @@ def load_delegate(
     """
     runtime, module = find_runtime()
     path = os.fspath(library)
+    _check_library(path)
     messages: list[str] = []
     try:
         with native_messages(messages):
             handle = module.load_delegate(path, dict(options or {}))
-    except OSError as error:
-        raise DelegateError(
-            f"A delegate is a library that loads. Received: {path!r}: {_cause(error, messages)}. "
-            "Give the full path, or install what it needs."
-        ) from error
-    except AttributeError as error:
-        raise DelegateError(
-            "A delegate's library has the functions `tflite_plugin_create_delegate` and "
-            f"`tflite_plugin_destroy_delegate`. Received: {path!r}: {_cause(error, messages)}. "
-            "Give the library of a delegate."
-        ) from error
     except ValueError as error:
         raise DelegateError(
             f"The delegate of {path!r} did not start on {runtime}: {_cause(error, messages)}. "
             "Check that its device is there and that its options are right."
         ) from error
-    return LoadedDelegate(
-        name=name or Path(path).name.split(".")[0].removeprefix("lib"), handle=handle
-    )
+    stem = Path(path).name.split(".")[0].removeprefix("lib")
+    return LoadedDelegate(name=name or stem, handle=handle)
+
+
+def _check_library(path: str) -> None:
+    """Load it here first: LiteRT leaves a half-made object behind where it fails to."""
+    try:
+        loaded = ctypes.PyDLL(path)
+    except OSError as error:
+        raise DelegateError(
+            f"A delegate is a library that loads. Received: {path!r}: {error}. Give the full path, "
+            "or install what it needs."
+        ) from error
+    for name in _INTERFACE:
+        try:
+            loaded[name]
+        except AttributeError as error:
+            raise DelegateError(
+                f"The library of a delegate has the functions {' and '.join(_INTERFACE)}. "
+                f"Received: {path!r}: {error}. Give the library of a delegate."
+            ) from error
 
 
 def _cause(error: Exception, messages: Sequence[str]) -> str:
