@@ -2,8 +2,8 @@
 
 ai-edge-litert 2.3.0 computes int8 convolutions with a 1×1 kernel and a stride above 1 wrongly on
 GPUs, as if the stride were 1, and only warns ("Shape mismatch in GpuModelBuilder"). With a kernel
-of 2×2 whose other values are zero the same convolution is computed rightly: `SAME` and `VALID` pad
-it at most behind the image, so that the first value stays on the pixel that it was on.
+of 2×2 whose other values are zero the same convolution is computed rightly: `SAME` pads it at most
+behind the image, so that the first value stays on the pixel that it was on.
 """
 
 from collections import Counter
@@ -15,7 +15,7 @@ from tfedge.inspection import read_model
 from tfedge.inspection.decode import Fields
 from tfedge.inspection.soundness import dtype_of, operator_name, shape_of
 
-VALID: Final = 1  # schema: enum Padding
+SAME: Final = 0  # schema: enum Padding
 
 
 def without_strided_pointwise(data: bytes, fields: Fields) -> tuple[bytes, int]:
@@ -36,7 +36,9 @@ def without_strided_pointwise(data: bytes, fields: Fields) -> tuple[bytes, int]:
     model = read_model(data)
     graph = model.subgraphs[0]
     for place in places:
-        _widen(model, graph.tensors[int(graph.operators[place].inputs[1])])
+        operator = graph.operators[place]
+        operator.builtinOptions.padding = SAME  # as `VALID` for 1×1, which needs no padding
+        _widen(model, graph.tensors[int(operator.inputs[1])])
     builder = flatbuffers.Builder(len(data))
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output()), len(places)
@@ -51,21 +53,14 @@ def _strided_pointwise(fields: Fields) -> list[int]:
     for place, op in enumerate(operators):
         if operator_name(fields, op) != "CONV_2D":
             continue
-        image, kernel = (graph["tensors"][int(op["inputs"][i])] for i in (0, 1))
-        options, shape = op["builtin_options"], shape_of(kernel)
+        kernel = graph["tensors"][int(op["inputs"][1])]
+        options = op["builtin_options"]
         strided = options is not None and max(options["stride_h"], options["stride_w"]) > 1
         alone = readers[int(op["inputs"][1])] == 1 == sharers[kernel["buffer"]]
-        if not (strided and alone and dtype_of(kernel) == "int8" and shape[1:3] == (1, 1)):
-            continue
-        if options["padding"] != VALID or _fits(shape_of(image), options):
+        pointwise = dtype_of(kernel) == "int8" and shape_of(kernel)[1:3] == (1, 1)
+        if strided and alone and pointwise:
             found.append(place)
     return found
-
-
-def _fits(image: tuple[int, ...], options: Fields) -> bool:
-    """Whether a 2×2 kernel without padding yields as many pixels as one of 1×1."""
-    pairs = zip(image[1:3], (options["stride_h"], options["stride_w"]), strict=True)
-    return all((size - 1) // stride == (size - 2) // stride for size, stride in pairs)
 
 
 def _widen(model: Any, kernel: Any) -> None:

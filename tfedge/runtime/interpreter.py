@@ -22,7 +22,6 @@ from tfedge.runtime.native import (
     refusal,
 )
 
-
 _INTERFACE: Final = ("tflite_plugin_create_delegate", "tflite_plugin_destroy_delegate")
 
 
