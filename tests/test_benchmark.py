@@ -97,7 +97,7 @@ def test_paths_are_named_by_their_stems_or_in_full_where_these_are_equal(large_f
     [
         ({"allow_software": True}, SettingsError, "settings of the delegate 'gpu'.*Add 'gpu'"),
         ({"precision": "fp16"}, SettingsError, "precision='fp16' and delegates=.'xnnpack'."),
-        ({"delegates": ("gpu",), "precision": "fp8"}, SettingsError, "Did you mean 'fp16'"),
+        ({"delegates": ("gpu",), "precision": "fp8"}, SettingsError, "Received: 'fp8'"),
         ({"delegates": ("xnnpak",)}, SettingsError, "Did you mean 'xnnpack'"),
         ({"delegates": "xnnpack"}, SettingsError, "sequence such as"),
         ({"threads": 2}, SettingsError, "sequence of numbers"),

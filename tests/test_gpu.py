@@ -213,11 +213,10 @@ def test_resnet8_in_int8_computes_what_it_does_on_the_cpu(adapter, shared_file, 
     ):
         assert "2 strided 1×1 int8 convolutions" in fast.notes[0]
         ours, theirs, own = (m.predict(images) for m in (fast, xnnpack, plain))
-    # End to end the two CPU delegates are as far apart; the GPU must not be farther from either.
+    # End to end roundings add up: on these images the CPU's own two ways are up to 112 steps apart.
     between = np.abs(theirs - own).mean()
-    assert between > 0
-    assert np.abs(ours - theirs).mean() <= between
-    assert np.abs(ours - own).mean() <= 1.1 * between
+    assert 0 < np.abs(ours - theirs).mean() < between / 2
+    assert (ours.argmax(1) == theirs.argmax(1)).mean() >= 0.95
 
 
 def strided_pointwise(build_file, padding, size, count=1):
@@ -383,9 +382,10 @@ def test_a_device_serves_on_after_models_that_it_refused(adapter, build_file, fl
             model.predict(np.zeros((1, 8, 8, 3)))
 
 
-def test_nothing_is_printed_on_opening_running_and_closing(adapter, float_file, capfd):
-    with open_model(float_file, **ON_GPU) as model:
-        model.predict(np.zeros((2, 8, 8, 3)))
+def test_nothing_is_printed_on_opening_running_and_closing(adapter, float_file, int8_file, capfd):
+    for content in (float_file, int8_file):
+        with open_model(content, **ON_GPU) as model:
+            model.predict(np.zeros((2, 8, 8, 3)))
     assert capfd.readouterr() == ("", "")
 
 
@@ -626,6 +626,44 @@ def test_doctor_names_the_adapter(adapter, monkeypatch):
     monkeypatch.setenv("VK_DRIVER_FILES", "/nonexistent.json")
     row = _gpu()
     assert row.state == "missing" and "found no driver" in row.fix and not row.required
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """Run a recipe that only converts, with these targets; its report."""
+    import keras
+
+    folder = tmp_path_factory.mktemp("run")
+    model = ZOO["dense"](keras)
+    model.save(folder / "model.keras")
+    x = inputs_of(model, 40)
+    np.savez(folder / "data.npz", x=x, y=model.predict(x, verbose=0).argmax(1))
+
+    def run(name, **changes):
+        from tfedge.recipe import as_recipe
+        from tfedge.recipe import run as run_recipe
+
+        values = {"model": str(folder / "model.keras"), "data": str(folder / "data.npz")}
+        recipe = as_recipe({**values, "stages": [], "convert": ["float32"], **changes})
+        return run_recipe(recipe, folder / name)
+
+    return run
+
+
+def test_a_recipe_measures_on_the_gpu_and_the_cpu(adapter, small_run):
+    report = small_run("both", targets=["xnnpack", "gpu"], allow_software=True)
+    measured = {(row["actual"], row["adapter"]) for row in report.latency}
+    assert measured == {("xnnpack", None), ("gpu", str(adapter.adapter))}
+
+
+def test_a_recipe_says_why_it_did_not_measure_on_the_gpu(adapter, small_run, monkeypatch):
+    monkeypatch.setenv("VK_DRIVER_FILES", "/nonexistent.json")
+    report = small_run("missing", targets=["xnnpack", "gpu"])
+    assert {row["actual"] for row in report.latency} == {"xnnpack"}
+    said = " ".join(report.latency_verdicts)
+    assert "on gpu was not measured: No GPU can be used" in said and "found no driver" in said
+    with pytest.raises(DelegateError, match="found no driver"):
+        small_run("limit", targets=["gpu", "xnnpack"], limits={"latency_ms": 100})
 
 
 def test_a_benchmark_of_the_gpu_alone_raises_what_the_gpu_says(adapter, build_file):

@@ -220,9 +220,10 @@ class GpuBackend:
         if self._model is None or wrong:
             raise refusals.refused_model(path, fields, device.adapter, error, messages) from error
         try:
-            self._place = _signature_of(fields)
-            self._given = self._buffers("input", inputs)
-            self._results = self._buffers("output", outputs)
+            with _LOCK, all_messages(messages):
+                self._place = _signature_of(fields)
+                self._given = self._buffers("input", inputs)
+                self._results = self._buffers("output", outputs)
         except (RuntimeError, ValueError, KeyError) as trouble:
             adapter = device.adapter
             raise refusals.refused_model(path, fields, adapter, trouble, messages) from trouble
