@@ -103,8 +103,9 @@ def test_a_file_for_the_edge_tpu_goes_to_its_delegate(shared_file, library, monk
         asked.append("edgetpu")
         return load_delegate(library, {"mode": "nothing"}).handle
 
-    monkeypatch.setattr("tfedge.runtime.opening.load_edgetpu_delegate", load)
-    with pytest.raises(DelegateError, match=r"edgetpu"):
+    monkeypatch.setattr("tfedge.runtime.edgetpu.load_edgetpu_delegate", load)
+    match = r"delegate took nothing of .*'edgetpu-custom-op' is left.*`tfedge doctor edgetpu`"
+    with pytest.raises(DelegateError, match=match):  # this stand-in takes nothing
         open_model(path, delegate="edgetpu")
     assert asked == ["edgetpu"]
 

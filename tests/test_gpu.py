@@ -45,7 +45,7 @@ def adapter() -> AdapterState:
     """What the models run on; skips where there is nothing."""
     found = find_adapter()
     if found.adapter is None:
-        unavailable("gpu", found.reason)
+        unavailable("gpu", found.reason.split(". ")[0])
     return found
 
 
@@ -407,7 +407,8 @@ def test_a_run_is_timed_until_its_outputs_are_back(adapter, shared_file):
             backend._model.run_by_index(0, [given], [results])
             alone.append(time.perf_counter_ns() - start)
             results.read(10, np.float32)
-    assert len(times) == 5 and min(times) > 2 * min(alone)
+    factor = 1 if adapter.is_hardware else 2  # software computes while the result is waited for
+    assert len(times) == 5 and min(times) > factor * min(alone)
 
 
 # ---------------------------------------------------- drivers that are absent or bad
@@ -656,6 +657,7 @@ def test_a_recipe_measures_on_the_gpu_and_the_cpu(adapter, small_run):
     assert measured == {("xnnpack", None), ("gpu", str(adapter.adapter))}
 
 
+@pytest.mark.slow
 def test_a_recipe_says_why_it_did_not_measure_on_the_gpu(adapter, small_run, monkeypatch):
     monkeypatch.setenv("VK_DRIVER_FILES", "/nonexistent.json")
     report = small_run("missing", targets=["xnnpack", "gpu"])

@@ -175,7 +175,7 @@ def native_messages(messages: list[str]) -> Iterator[None]:
 @contextlib.contextmanager
 def all_messages(messages: list[str]) -> Iterator[None]:
     """Collect all that native code prints on the process's stdout and stderr; pass nothing on."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.flush()
     with _redirected((1, 2), messages):
         yield
@@ -215,6 +215,12 @@ def refusal(
 ) -> DelegateError:
     """The error for a model that the runtime refused."""
     cause = "; ".join([one_line(error), *messages])
+    if "edgetpu-custom-op" in cause and delegate == "edgetpu":
+        return DelegateError(
+            f"The Edge TPU's delegate took nothing of {path}, so that 'edgetpu-custom-op' is left: "
+            f"{cause}. The file may need a newer libedgetpu than is here, or another runtime: "
+            "`tfedge doctor edgetpu` shows what works together."
+        )
     if "edgetpu-custom-op" in cause:
         return DelegateError(
             f"{path} is compiled for the Edge TPU, which {delegate!r} is not. Open it with "

@@ -8,7 +8,6 @@ from tfedge.inspection import check_sound, load_bytes
 from tfedge.inspection.decode import Fields
 from tfedge.inspection.soundness import operator_name
 from tfedge.runtime.backend import Backend
-from tfedge.runtime.edgetpu import load_edgetpu_delegate
 from tfedge.runtime.interpreter import InterpreterBackend, LoadedDelegate
 from tfedge.runtime.model import OpenModel, Request, ends_of
 
@@ -95,6 +94,8 @@ def _backend(data: bytes, fields: Fields, request: Request, path: str) -> Backen
         )
     loaded = request.delegate if isinstance(request.delegate, LoadedDelegate) else None
     if request.delegate == "edgetpu":
+        from tfedge.runtime.edgetpu import load_edgetpu_delegate
+
         _check_compiled(fields, path)
         loaded = LoadedDelegate(name="edgetpu", handle=load_edgetpu_delegate())
     return InterpreterBackend(
