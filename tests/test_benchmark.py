@@ -95,7 +95,9 @@ def test_paths_are_named_by_their_stems_or_in_full_where_these_are_equal(large_f
 @pytest.mark.parametrize(
     ("settings", "error", "match"),
     [
-        ({"delegates": ("gpu",)}, DelegateError, "not supported yet"),
+        ({"allow_software": True}, SettingsError, "settings of the delegate 'gpu'.*Add 'gpu'"),
+        ({"precision": "fp16"}, SettingsError, "precision='fp16' and delegates=.'xnnpack'."),
+        ({"delegates": ("gpu",), "precision": "fp8"}, SettingsError, "Received: 'fp8'"),
         ({"delegates": ("xnnpak",)}, SettingsError, "Did you mean 'xnnpack'"),
         ({"delegates": "xnnpack"}, SettingsError, "sequence such as"),
         ({"threads": 2}, SettingsError, "sequence of numbers"),
@@ -123,10 +125,25 @@ def test_an_error_in_the_child_is_raised_here(build_file):
         benchmark({"zeros": data})
 
 
+def test_a_row_that_cannot_run_says_why_and_does_not_stop_the_others(build_file, large_file):
+    rows = [{"name": name, "shape": (1, 4)} for name in "xy"]
+    models = {"zeros": build_file(rows, [("ZEROS_LIKE", (0,), (1,))]), "large": large_file}
+    report = benchmark(models, delegates=("none", "xnnpack"), runs=2, warmup=1)
+    assert [(row.model, row.delegate) for row in report.rows] == [
+        ("zeros", "none"),
+        ("large", "none"),
+        ("large", "xnnpack"),
+    ]
+    (failure,) = report.failures
+    assert (failure.model, failure.delegate, failure.threads) == ("zeros", "xnnpack", 1)
+    assert "ZEROS_LIKE" in failure.reason and failure.reason in str(report)
+
+
 def test_a_process_that_dies_is_reported_with_its_signal(large_file, tmp_path):
     path = tmp_path / "model.tflite"
     path.write_bytes(large_file)
-    job = {"name": "m", "path": str(path), "delegate": "xnnpack", "threads": 1, "seed": 0}
+    request = {"delegate": "xnnpack", "threads": 1}
+    job = {"name": "m", "path": str(path), **request, "seed": 0, "request": request}
     with Child(job) as child:
         child.open()
         os.kill(child.pid, signal.SIGSEGV)
@@ -153,6 +170,10 @@ def row(model: str, p50_ms: float, actual: str = "xnnpack", threads: int = 1) ->
         (
             [row("m", 1.0), row("m", 3.0, actual="none")],
             ("m on none is 3.0× slower than on xnnpack (1 thread)",),
+        ),
+        (
+            [row("m", 2.0, threads=4), row("m", 3.0, actual="none"), row("m", 1.0, actual="gpu")],
+            ("m on the GPU is 2.0× faster than on xnnpack with 4 threads",),
         ),
         (
             [row("m", 1.0), row("m", 0.5, threads=2)],

@@ -335,9 +335,12 @@ def test_every_target_has_a_recipe_that_loads(tmp_path, classifier, target):
     found = loaded(tmp_path, decide(classifier, "net.keras", "d.npz", target=target))
     modes = {"gpu": ["float32", "float16"], "edgetpu": ["int8"], "ethosu": ["int8"]}
     assert found.values["convert"] == modes.get(target, ["float32", "int8"])
-    accelerators = ["edgetpu"] if target == "edgetpu" else []
-    delegate = "none" if target == "none" else "xnnpack"
-    assert found.values["targets"] == [delegate, *accelerators]
+    targets = {
+        "none": ["none"],
+        "gpu": ["gpu", "xnnpack"],
+        "edgetpu": ["xnnpack", "edgetpu"],
+    }
+    assert found.values["targets"] == targets.get(target, ["xnnpack"])
     assert ("targets" in found.comments) == (target not in ("cpu", "xnnpack", "none"))
     pruned = any("prune" in stage for stage in found.values["stages"])
     assert pruned == (target not in ("gpu", "edgetpu"))

@@ -327,7 +327,7 @@ def test_latency_is_measured_where_file_and_device_are(monkeypatch, tmp_path):
     def benchmark(models, **settings):
         asked.append((models, settings))
         row = SimpleNamespace(to_dict=lambda: {"model": next(iter(models)), "p50_ms": 2.0})
-        return SimpleNamespace(rows=(row,), verdicts=("Fast.",), notes=())
+        return SimpleNamespace(rows=(row,), verdicts=("Fast.",), notes=(), failures=())
 
     state = SimpleNamespace(problems=())
     monkeypatch.setattr("tfedge.runtime.edgetpu.find_edgetpu", lambda: state)

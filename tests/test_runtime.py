@@ -117,8 +117,11 @@ def test_nothing_is_printed_on_opening(float_file, capfd):
     ("settings", "error", "match"),
     [
         ({"delegate": "xnnpak"}, SettingsError, "Received: 'xnnpak'. Did you mean 'xnnpack'"),
-        ({"delegate": "gpu"}, DelegateError, "'gpu' is not supported yet by this version. Use"),
-        ({"delegate": "edgetpu"}, DelegateError, "'edgetpu' is not supported yet"),
+        ({"delegate": "gpu", "threads": 2}, SettingsError, "Received: threads=2 for the GPU"),
+        ({"delegate": "gpu", "precision": "fp8"}, SettingsError, "Received: 'fp8'"),
+        ({"precision": "fp16"}, SettingsError, "settings of `delegate='gpu'`.*precision='fp16'"),
+        ({"allow_software": True}, SettingsError, "allow_software=True for 'xnnpack'"),
+        ({"delegate": "edgetpu"}, DelegateError, "runs files that were compiled for it"),
         ({"threads": 0}, SettingsError, "`threads` is a whole number of at least 1. Received: 0"),
         ({"threads": 1.5}, SettingsError, "Received: 1.5"),
         ({"threads": True}, SettingsError, "Received: True"),
@@ -157,7 +160,7 @@ def test_an_unsound_file_is_never_opened(float_file, tmp_path):
 
 
 def test_a_file_for_the_edge_tpu_is_refused_with_the_next_move(shared_file):
-    with pytest.raises(DelegateError, match="compiled for the Edge TPU.*before its compilation"):
+    with pytest.raises(DelegateError, match="for the Edge TPU, which 'none' is not.*'edgetpu'"):
         open_model(shared_file("mobilenet_v1_0.25_128_quant_edgetpu.tflite"), delegate="none")
 
 

@@ -2,12 +2,12 @@
 
 The way through::
 
-    Keras model ──stages──▶ smaller Keras model ──convert──▶ .tflite ──▶ device
-                  Prune · Cluster                 float32 · float16     open_model
-                  StructuredPrune · RemoveDead    dynamic_int8 · int8   verify
-                  LowRank · Rewrite · DropLayers  int16x8               benchmark
-                  SparsityPenalty · FineTune
-                  Quantize
+    Keras model ──stages──▶ smaller Keras model ──convert──▶ .tflite ──compile_model──▶ device
+                  Prune · Cluster                 float32 · float16     Edge TPU · Ethos-U
+                  StructuredPrune · RemoveDead    dynamic_int8 · int8
+                  LowRank · Rewrite · DropLayers  int16x8               open_model on CPU, XNNPACK,
+                  SparsityPenalty · FineTune                            GPU, Edge TPU
+                  Quantize                                              verify · benchmark
 
 Every stage that trains takes `fit(model, callbacks)`; `Distillation(teacher).wrap(fit)` teaches
 under any of them. `analyze` says where a model's costs lie and which stage would help.
@@ -31,14 +31,15 @@ By a recipe, within a budget, leaving a report::
     recipe = Recipe(model="model.keras", data="data.npz", max_drop=1.0, stages="prune_w8a8")
     report = run(recipe, "runs/first")
 
-Without TensorFlow, from a base install (`inspect_model`, `open_model`, `benchmark`)::
+Without TensorFlow, from a base install (`inspect_model`, `open_model`, `benchmark`,
+`compile_model`)::
 
     with tfedge.open_model("model_int8.tflite") as model:
         probabilities = model.predict(images)
 
 From a shell: `tfedge demo`, `tfedge init`, `tfedge analyze`, `tfedge optimize`, `tfedge report`,
 `tfedge compare`, `tfedge convert`, `tfedge inspect`, `tfedge verify`, `tfedge benchmark`, `tfedge
-doctor`.
+compile`, `tfedge doctor`.
 
 Importing `tfedge` loads no TensorFlow; the names that need it load it when they are used.
 """
@@ -46,11 +47,14 @@ Importing `tfedge` loads no TensorFlow; the names that need it load it when they
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from tfedge.accelerators import compile_model
+from tfedge.accelerators.all_targets import all_targets
 from tfedge.affine import dequantize_values, quantize_values
 from tfedge.analyze import analyze
 from tfedge.benchmark import benchmark
 from tfedge.convert import convert
 from tfedge.errors import (
+    CompilationError,
     ConversionError,
     DataError,
     DelegateError,
@@ -68,7 +72,7 @@ from tfedge.errors import (
     VerificationError,
 )
 from tfedge.inspection import inspect_model
-from tfedge.runtime import open_model
+from tfedge.runtime import load_delegate, open_model
 from tfedge.verify import verify
 
 if TYPE_CHECKING:
@@ -145,6 +149,7 @@ _LAZY = {
 __all__ = [
     "Cluster",
     "ClusterLogger",
+    "CompilationError",
     "Context",
     "ConversionError",
     "Data",
@@ -185,8 +190,10 @@ __all__ = [
     "UnsafeModelError",
     "UnsupportedModelError",
     "VerificationError",
+    "all_targets",
     "analyze",
     "benchmark",
+    "compile_model",
     "convert",
     "copy_model",
     "dequantize_values",
@@ -194,6 +201,7 @@ __all__ = [
     "keras_of",
     "load_calibration",
     "load_dataset",
+    "load_delegate",
     "load_model",
     "make_fit",
     "narrow",

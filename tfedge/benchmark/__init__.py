@@ -9,7 +9,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,82 +16,23 @@ import numpy as np
 
 from tfedge.benchmark.host import HostFacts, host_facts
 from tfedge.benchmark.process import Child
+from tfedge.benchmark.records import BenchmarkFailure, BenchmarkReport, BenchmarkRow
 from tfedge.benchmark.verdicts import verdicts_of
-from tfedge.errors import SettingsError
+from tfedge.errors import DelegateError, SettingsError
 from tfedge.inspection import load_bytes
-from tfedge.report import Record, format_bytes
-from tfedge.runtime import check_delegate
+from tfedge.runtime import check_delegate, check_precision
 
-__all__ = ["BenchmarkReport", "BenchmarkRow", "HostFacts", "benchmark", "host_facts"]
+__all__ = [
+    "BenchmarkFailure",
+    "BenchmarkReport",
+    "BenchmarkRow",
+    "HostFacts",
+    "benchmark",
+    "host_facts",
+]
 
 Model = bytes | str | os.PathLike[str]
 BATCH_SECONDS: Final = 0.05
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkRow(Record):
-    """One model on one delegate with one number of threads.
-
-    Attributes:
-        model: Its name.
-        delegate: The delegate that was asked for.
-        actual: The delegate that ran it.
-        threads: Threads of the CPU kernels.
-        runtime: Name and version of the runtime.
-        init_ms: Milliseconds to open it: read the graph, prepare kernels, allocate.
-        p50_ms: Median of one run, in milliseconds; setting inputs and reading outputs not included.
-        p90_ms: 90 % of the runs took no longer.
-        p99_ms: 99 % of the runs took no longer.
-        mean_ms: Mean.
-        runs: Timed runs.
-        peak_memory_bytes: Most resident memory that the process needed on top of what it held
-            before it read the model: the file, its tensors and packed weights.
-        size_bytes: Size of the file.
-        nodes_delegated: Operators that the delegate took.
-        nodes_total: Operators of the file.
-    """
-
-    model: str
-    delegate: str
-    actual: str
-    threads: int
-    runtime: str
-    init_ms: float
-    p50_ms: float
-    p90_ms: float
-    p99_ms: float
-    mean_ms: float
-    runs: int
-    peak_memory_bytes: int
-    size_bytes: int
-    nodes_delegated: int
-    nodes_total: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkReport(Record):
-    """Rows that were measured together, and what they say.
-
-    Attributes:
-        rows: One for each model, delegate and number of threads.
-        host: The machine.
-        verdicts: Comparisons in words.
-        notes: What to bear in mind.
-    """
-
-    rows: tuple[BenchmarkRow, ...]
-    host: HostFacts
-    verdicts: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        rows = [
-            f"{row.model} ({row.actual}, {row.threads} threads): p50 {row.p50_ms:.3f} ms, "
-            f"p90 {row.p90_ms:.3f} ms, start {row.init_ms:.1f} ms, "
-            f"peak memory {format_bytes(row.peak_memory_bytes)}, {format_bytes(row.size_bytes)}"
-            for row in self.rows
-        ]
-        return "\n".join([*rows, *self.verdicts, *self.notes])
 
 
 def benchmark(
@@ -103,6 +43,8 @@ def benchmark(
     runs: int = 200,
     warmup: int = 10,
     seconds: float = 5.0,
+    precision: str = "fp32",
+    allow_software: bool = False,
     progress: Callable[[int, int], None] | None = None,
     seed: int = 0,
 ) -> BenchmarkReport:
@@ -111,20 +53,23 @@ def benchmark(
     Args:
         models: One model, several, or a dict by name: paths or contents of `.tflite` files.
         delegates: Each model runs on each of them.
-        threads: Each model runs with each of these numbers of threads.
+        threads: Each model runs with each of these numbers of threads; on a GPU once.
         runs: Timed runs of each row.
         warmup: Runs before them that are not counted.
         seconds: A row stops earlier when its timed runs have taken so long.
+        precision: What a GPU computes floats in, `"fp32"` or `"fp16"`.
+        allow_software: Whether a GPU that is a program on the CPU counts.
         progress: Called with (timed runs done, timed runs planned).
         seed: Seed of the random inputs.
 
     Returns:
-        A row for each model, delegate and number of threads, with verdicts in words.
+        A row for each model, delegate and number of threads, with verdicts in words. Where several
+        were asked for, one that cannot run becomes one of `failures`.
 
     Raises:
         SettingsError: A setting out of its range.
         FileFormatError: A file is not there or not sound.
-        DelegateError: A model cannot run on a delegate that was asked for.
+        DelegateError: No row can run.
 
     Example:
         >>> report = benchmark({"float32": "f.tflite", "int8": "i.tflite"})  # doctest: +SKIP
@@ -132,24 +77,63 @@ def benchmark(
         ('int8 is 1.7× slower than float32 on this host (xnnpack, 1 thread)',)
     """
     _check_settings(delegates, threads, runs, warmup, seconds)
+    _check_gpu_settings(delegates, precision, allow_software)
+    gpu = {"precision": precision, "allow_software": allow_software}
     host = host_facts()
     contents = {name: load_bytes(model)[0] for name, model in _named(models).items()}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tfedge-")))
-        children = []
-        for job in _jobs(contents, delegates, threads, folder, seed):
-            children.append(stack.enter_context(Child(job)))
-            children[-1].open()
-        for child in children:
-            child.run(warmup)
+        jobs = list(_jobs(contents, delegates, threads, folder, seed, gpu))
+        children, failures = _start(jobs, stack, warmup)
         times = _take_turns(children, runs, seconds, progress)
         rows = tuple(
             _row(child, times[i], len(contents[child.job["name"]]))
             for i, child in enumerate(children)
         )
     return BenchmarkReport(
-        rows=rows, host=host, verdicts=verdicts_of(rows), notes=tuple(_notes(host, threads))
+        rows=rows,
+        host=host,
+        verdicts=verdicts_of(rows),
+        notes=tuple(_notes(host, threads, rows)),
+        failures=failures,
     )
+
+
+def _start(
+    jobs: Sequence[dict[str, Any]], stack: ExitStack, warmup: int
+) -> tuple[list[Child], tuple[BenchmarkFailure, ...]]:
+    """A child for each job that has run `warmup` times, and the jobs that could not."""
+    children: list[Child] = []
+    failures: list[BenchmarkFailure] = []
+    for job in jobs:
+        child = stack.enter_context(Child(job))
+        try:
+            child.open()
+            child.run(warmup)
+        except DelegateError as error:
+            if len(jobs) == len(failures) + 1:
+                raise
+            failures.append(
+                BenchmarkFailure(
+                    model=job["name"],
+                    delegate=job["delegate"],
+                    threads=job["threads"],
+                    reason=str(error),
+                )
+            )
+        else:
+            children.append(child)
+    return children, tuple(failures)
+
+
+def _check_gpu_settings(delegates: Sequence[str], precision: str, allow_software: bool) -> None:
+    check_precision(precision)
+    if "gpu" not in delegates and (precision != "fp32" or allow_software):
+        given = "allow_software=True" if allow_software else f"precision={precision!r}"
+        raise SettingsError(
+            f"`precision` and `allow_software` are settings of the delegate 'gpu'. Received: "
+            f"{given} and delegates={list(delegates)}. Add 'gpu', or leave it out."
+        )
 
 
 def _check_settings(
@@ -207,18 +191,21 @@ def _jobs(
     threads: Sequence[int],
     folder: Path,
     seed: int,
+    gpu: Mapping[str, Any],
 ) -> Iterator[dict[str, Any]]:
     for index, content in enumerate(contents.values()):
         (folder / f"{index}.tflite").write_bytes(content)
     for delegate in delegates:
-        for count in threads:
+        for count in (1,) if delegate == "gpu" else threads:
             for index, name in enumerate(contents):
+                request: dict[str, Any] = {"delegate": delegate, "threads": count}
                 yield {
                     "name": name,
                     "path": str(folder / f"{index}.tflite"),
                     "delegate": delegate,
                     "threads": count,
                     "seed": seed,
+                    "request": request | (dict(gpu) if delegate == "gpu" else {}),
                 }
 
 
@@ -260,7 +247,11 @@ def _row(child: Child, times_ns: Sequence[int], size_bytes: int) -> BenchmarkRow
     )
 
 
-def _notes(host: HostFacts, threads: Sequence[int]) -> Iterator[str]:
+def _notes(host: HostFacts, threads: Sequence[int], rows: Sequence[BenchmarkRow]) -> Iterator[str]:
+    for row in rows:
+        yield from (f"{row.model}: {note}" for note in row.notes)
+    if any(row.adapter for row in rows):
+        yield "On a GPU a run is timed from the input arrays to the output arrays, read back."
     if host.load_average is not None and host.load_average > 0.5 * host.cores:
         yield (
             f"The host was busy (load {host.load_average:.1f} on {host.cores} cores): trust "

@@ -16,7 +16,7 @@ import numpy as np
 
 from tfedge.errors import TfedgeError
 from tfedge.inspection import check_sound
-from tfedge.runtime import OpenModel, TensorInfo, check_delegate
+from tfedge.runtime import Request, TensorInfo, open_sound
 from tfedge.runtime.native import find_runtime
 
 _STATUS = Path("/proc/self/status")
@@ -35,19 +35,21 @@ def main() -> None:
 def serve(job: dict[str, Any], commands: TextIO, answers: TextIO) -> None:
     """Open the model of `job`, then time runs until none is asked for."""
     find_runtime()  # loaded before the measurement: it is no cost of the model
+    request = Request(**job["request"])
     before = _start_of_peak()
     data = Path(job["path"]).read_bytes()
     fields = check_sound(data)
     start = time.perf_counter_ns()
-    model = OpenModel(
-        data, fields, check_delegate(job["delegate"]), job["threads"], path=job["name"]
-    )
+    model = open_sound(data, fields, request, path=job["name"])
     init = time.perf_counter_ns() - start
     generator = np.random.default_rng(job["seed"])
     inputs = [random_input(info, generator) for info in model.inputs]
     facts = {
         "init_ms": init / 1e6,
         "actual": model.actual,
+        "adapter": model.adapter,
+        "precision": model.precision,
+        "notes": model.notes,
         "runtime": model.runtime,
         "nodes_delegated": model.nodes_delegated,
         "nodes_total": model.nodes_total,

@@ -23,7 +23,7 @@ class Child:
     """A process that holds one open model.
 
     Attributes:
-        job: What it was told: name, path, delegate, threads, seed.
+        job: What it was told: name, path, delegate, threads, seed, and the fields of `Request`.
         facts: What it found on opening the model, as fields of `BenchmarkRow`.
         pid: Number of the process.
         last_ns: Median of the latest batch of runs, in nanoseconds.
@@ -57,6 +57,7 @@ class Child:
     def open(self) -> None:
         """Open the model; fills `facts`."""
         self.facts = self._ask(self.job)
+        self.facts["notes"] = tuple(self.facts["notes"])
 
     def run(self, runs: int) -> list[int]:
         """Times of `runs` invocations, in nanoseconds."""

@@ -33,7 +33,7 @@ def verdicts_of(rows: Sequence[Any]) -> tuple[str, ...]:
         ),
     )
     delegates = _against_first(
-        rows,
+        [row for row in rows if row.actual != "gpu"],
         key=lambda row: (row.model, row.threads),
         say=lambda row, first: (
             f"{row.model} on {row.actual} is {_compare(row, first, f'on {first.actual}')} "
@@ -48,7 +48,19 @@ def verdicts_of(rows: Sequence[Any]) -> tuple[str, ...]:
             f"({row.actual})"
         ),
     )
-    return (*models, *delegates, *threads)
+    return (*models, *delegates, *_against_the_cpu(rows), *threads)
+
+
+def _against_the_cpu(rows: Sequence[Any]) -> list[str]:
+    """Every row of a GPU against the same model's fastest row on the CPU."""
+    sentences = []
+    for row in rows:
+        others = [other for other in rows if other.model == row.model and other.actual != "gpu"]
+        if row.actual == "gpu" and others:
+            best = min(others, key=lambda other: other.p50_ms)
+            where = f"on {best.actual} with {_threads(best)}"
+            sentences.append(f"{row.model} on the GPU is {_compare(row, best, where)}")
+    return sentences
 
 
 def _against_first(

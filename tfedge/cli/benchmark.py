@@ -34,7 +34,7 @@ def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> tupl
     default="xnnpack",
     show_default=True,
     callback=_words,
-    help="One or several, as in none,xnnpack.",
+    help="One or several of none, xnnpack, gpu and edgetpu, as in none,xnnpack.",
 )
 @click.option(
     "--threads",
@@ -53,6 +53,16 @@ def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> tupl
     show_default=True,
     help="A row ends earlier when its runs have taken this long.",
 )
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    metavar="fp32|fp16",
+    help="What a GPU computes floats in.",
+)
+@click.option(
+    "--allow-software", is_flag=True, help="A GPU that is a program on the CPU counts as one."
+)
 @guarded("files")
 @common_options
 def benchmark(
@@ -61,6 +71,8 @@ def benchmark(
     threads: tuple[int, ...],
     runs: int,
     seconds: float,
+    precision: str,
+    allow_software: bool,
     as_json: bool,
 ) -> None:
     """Measure the .tflite FILES side by side: latency, start-up, memory, size."""
@@ -74,17 +86,21 @@ def benchmark(
             threads=threads,
             runs=runs,
             seconds=seconds,
+            precision=precision,
+            allow_software=allow_software,
             progress=lambda done, planned: advance("measuring", done / planned),
         )
     if as_json:
         print_json(report)
     else:
         show_benchmark(report)
+    if report.failures:
+        click.get_current_context().exit(1)
 
 
 def show_benchmark(report: Any) -> None:
-    """Print the rows of a `BenchmarkReport` and its verdicts."""
-    columns = (
+    """Print the rows of a `BenchmarkReport`, those that failed, and its verdicts."""
+    columns = [
         "model",
         "delegate",
         "threads",
@@ -95,22 +111,30 @@ def show_benchmark(report: Any) -> None:
         "peak memory",
         "size",
         "delegated",
-    )
-    rows = [
-        (
-            row.model,
-            row.actual,
-            row.threads,
-            f"{row.p50_ms:.3f}",
-            f"{row.p90_ms:.3f}",
-            f"{row.p99_ms:.3f}",
-            f"{row.init_ms:.1f}",
-            format_bytes(row.peak_memory_bytes),
-            format_bytes(row.size_bytes),
-            f"{row.nodes_delegated}/{row.nodes_total}",
-        )
-        for row in report.rows
     ]
+    rows: list[tuple[Any, ...]] = [_row(row) for row in report.rows]
+    missing = (None,) * (len(columns) - 3)
+    rows += [(row.model, row.delegate, row.threads, *missing) for row in report.failures]
     print_table("Latency on this machine", columns, rows)
+    adapters = {(row.adapter, row.precision): None for row in report.rows if row.adapter}
+    for adapter, precision in adapters:
+        print_text(f"gpu: {adapter}, {precision}")
+    for failure in report.failures:
+        print_text(f"{failure.model} did not run on {failure.delegate}: {failure.reason}")
     for sentence in (*report.verdicts, *report.notes):
         print_text(sentence)
+
+
+def _row(row: Any) -> tuple[Any, ...]:
+    return (
+        row.model,
+        row.actual,
+        row.threads,
+        f"{row.p50_ms:.3f}",
+        f"{row.p90_ms:.3f}",
+        f"{row.p99_ms:.3f}",
+        f"{row.init_ms:.1f}",
+        format_bytes(row.peak_memory_bytes),
+        format_bytes(row.size_bytes),
+        f"{row.nodes_delegated}/{row.nodes_total}",
+    )

@@ -27,6 +27,7 @@ PACKAGES = {
     "scikit-learn": ("sklearn", "train", "the bundled digits"),
     "h5py": ("h5py", "train", ".h5 files"),
     "pillow": ("PIL", "train", "image folders"),
+    "ethos-u-vela": ("ethosu.vela", "ethosu", "compiling for Arm Ethos-U"),
 }
 IMPORT_SECONDS = 120
 
@@ -92,7 +93,9 @@ def examine(advance: object = None) -> list[Check]:
     failures = _import_failures([module for module, _, _ in PACKAGES.values()])
     checks = [_python(), *(_package(name, failures) for name in PACKAGES)]
     report("looking at the runtime", 0.9)
-    return [*checks, *_runtimes(), _data_folder()]
+    checks += _runtimes()
+    report("looking for GPUs", 0.95)
+    return [*checks, _gpu(), _data_folder()]
 
 
 def _python() -> Check:
@@ -167,7 +170,6 @@ def _runtimes() -> list[Check]:
     states = runtimes()
     names = ", ".join(f"{name} {state.version}" for name, state in states.items() if state.usable)
     reasons = "; ".join(f"{name}: {state.reason}" for name, state in states.items())
-    unsupported = "not supported by this version of tfedge"
     return [
         Check(
             name="runtime",
@@ -177,8 +179,34 @@ def _runtimes() -> list[Check]:
             fix="" if names else f"No runtime can be used. {reasons}.",
             required=True,
         ),
-        Check(name="delegates gpu, edgetpu", state="missing", use=unsupported),
     ]
+
+
+def _gpu() -> Check:
+    """What `delegate="gpu"` would run on; `tfedge doctor edgetpu` looks for the Edge TPU."""
+    from tfedge.runtime.adapters import find_adapter
+
+    use = "the delegate gpu"
+    found = find_adapter()
+    if found.adapter is None:
+        devices = ", ".join(found.devices)
+        return Check(
+            name="gpu", state="missing", found=devices, use=use, fix=f"Optional: {found.reason}"
+        )
+    others = [device for device in found.devices if not device.startswith(found.adapter.name)]
+    software = "" if found.is_hardware else "a program on the CPU: "
+    fix = (
+        ""
+        if found.is_hardware
+        else "Optional: install the GPU's Vulkan driver. `--allow-software` runs on what is here."
+    )
+    return Check(
+        name="gpu",
+        state="ok" if found.is_hardware else "missing",
+        found=software + "; also ".join([str(found.adapter), *others]),
+        use=use,
+        fix=fix,
+    )
 
 
 def _data_folder() -> Check:

@@ -41,6 +41,22 @@ SHOWN_LAYERS = 40
     type=click.FloatRange(0, 1),
     help="Fail (exit code 1) when the argmax agreement is lower.",
 )
+@click.option(
+    "--delegate",
+    metavar="NAME",
+    help="What runs CANDIDATE, a .tflite: none, xnnpack, gpu or edgetpu.  [default: xnnpack, or "
+    "none where that takes nothing]",
+)
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    metavar="fp32|fp16",
+    help="What a GPU computes floats in.",
+)
+@click.option(
+    "--allow-software", is_flag=True, help="A GPU that is a program on the CPU counts as one."
+)
 @click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--import", "imports", metavar="MODULE", multiple=True, help="Import it first.")
 @click.option("--unsafe", is_flag=True, help="Load model files that carry code, and run it.")
@@ -53,6 +69,9 @@ def verify(
     metric: str | None,
     samples: int,
     min_agreement: float | None,
+    delegate: str | None,
+    precision: str,
+    allow_software: bool,
     seed: int,
     imports: tuple[str, ...],
     unsafe: bool,
@@ -68,7 +87,15 @@ def verify(
         split = load_evaluation(data).take(samples, seed)
         advance("comparing", 0.4)
         report = verify_models(
-            models[0], models[1], split.x, labels=split.y, metric=metric, seed=seed
+            models[0],
+            models[1],
+            split.x,
+            labels=split.y,
+            metric=metric,
+            seed=seed,
+            delegate=delegate,
+            precision=precision,
+            allow_software=allow_software,
         )
     if as_json:
         print_json(report)
@@ -129,6 +156,8 @@ def _show(report: Any) -> None:
         left = len(report.layers) - len(shown)
         if left > 0:
             print_text(f"and {left} more (--json shows all).")
+    if report.adapter:
+        print_text(f"The candidate ran on the {report.delegate}: {report.adapter}.")
     for note in report.notes:
         print_text(f"Note: {note}")
     print_text(report.verdict)

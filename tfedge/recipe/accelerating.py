@@ -27,9 +27,7 @@ def accelerate(targets: Sequence[str], folder: Path) -> tuple[Mapping[str, Any],
 
 def _on_edgetpu(path: Path, target: str) -> Mapping[str, Any]:
     from tfedge.accelerators.edgetpu.compiler import compile_edgetpu
-    from tfedge.accelerators.edgetpu.preflight import (  # type: ignore[import-not-found]
-        preflight,
-    )
+    from tfedge.accelerators.edgetpu.preflight import preflight
 
     row: dict[str, Any] = {
         "target": target,
@@ -72,6 +70,8 @@ def latency_there(
             said.append(f"Latency on {row['target']} was not measured: {error}")
         else:
             found += [one.to_dict() for one in report.rows]
+            target = row["target"]
+            said += [f"Latency on {target} was not measured: {x.reason}" for x in report.failures]
             said += [*report.verdicts, *report.notes]
     return tuple(found), tuple(said)
 

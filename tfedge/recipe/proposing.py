@@ -47,8 +47,8 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
     ),
     "gpu": (
         (
-            "For a GPU: this version of tfedge makes the float16 file, and measures it on this "
-            "machine's CPU; it cannot run the GPU delegate yet."
+            "For a GPU: latency is measured on this machine's GPU and, to compare with, on its "
+            "CPU. Small models are slower on a GPU than on a CPU."
         ),
         (
             "Neither int8 nor zeros make GPUs faster; add `- prune: {sparsity: auto}` for a file "
@@ -169,7 +169,7 @@ def decide(
         "train": train,
         "stages": stages,
         "convert": modes,
-        "targets": ["none" if target == "none" else "xnnpack", *_accelerator(target, modes)],
+        "targets": [*_targets(target), *_accelerator(target, modes)],
         "seed": 0,
     }
     data = _why_data(found, data_source)
@@ -340,6 +340,13 @@ def _accelerator(target: str, modes: Sequence[str]) -> tuple[str, ...]:
 
 def _ended(text: str) -> str:
     return text if text.endswith(".") else f"{text}."
+
+
+def _targets(target: str) -> list[str]:
+    """What latency is measured on."""
+    if target == "gpu":
+        return ["gpu", "xnnpack"]
+    return ["none" if target == "none" else "xnnpack"]
 
 
 def _modes(found: Findings, target: str) -> list[str]:

@@ -118,7 +118,8 @@ def _published(record: FileRecord, rows: Sequence[Mapping[str, Any]], recipe: Re
     """A file under its name in the run directory, judged by the limit on latency too."""
     record = dataclasses.replace(record, path=f"model_{record.mode}.tflite")
     most = recipe.limits.latency_ms
-    row = next((row for row in rows if row["model"] == record.path), None)
+    timed = [row for row in rows if row["delegate"] == recipe.targets[0]]
+    row = next((row for row in timed if row["model"] == record.path), None)
     if most is None or row is None or row["p50_ms"] <= most or record.outcome == "rejected":
         return record
     reason = f"latency {row['p50_ms']:.3g} ms is above the limit of {most:g} ms"
@@ -151,12 +152,22 @@ def _latency(
         for record, _, _ in outcome.files
     }
     try:
-        report = benchmark(models, delegates=delegates, seconds=2.0)
+        report = benchmark(
+            models, delegates=delegates, allow_software=recipe.allow_software, seconds=2.0
+        )
     except DelegateError as error:
         if recipe.limits.latency_ms is not None:
             raise
         return (), (f"Latency was not measured: {error}",)
-    return tuple(row.to_dict() for row in report.rows), (*report.verdicts, *report.notes)
+    missing = [row for row in report.failures if row.delegate == recipe.targets[0]]
+    if missing and recipe.limits.latency_ms is not None:
+        raise DelegateError(missing[0].reason)
+    failures = [
+        f"Latency of {row.model} on {row.delegate} was not measured: {row.reason}"
+        for row in report.failures
+    ]
+    sentences = (*failures, *report.verdicts, *report.notes)
+    return tuple(row.to_dict() for row in report.rows), sentences
 
 
 def _layers(work: Work, outcome: "Outcome") -> tuple[LayerRecord, ...]:

@@ -133,6 +133,7 @@ class Recipe:
         convert: Modes of the files. Default: what the recipe's name says, else float32 and int8.
         targets: Delegates that latency is measured on, and accelerators (`edgetpu`) whose
             constraints the model is held to before any training.
+        allow_software: Whether a GPU among them may be a program on the CPU.
         seed: Seed of everything random.
 
     Raises:
@@ -160,6 +161,7 @@ class Recipe:
     stages: Any = ()
     convert: tuple[str, ...] = ()
     targets: tuple[str, ...] = ("xnnpack",)
+    allow_software: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -173,6 +175,11 @@ class Recipe:
         object.__setattr__(self, "convert", tuple(dict.fromkeys(self.convert or default)))
         self._check_modes(quantized)
         check_targets(self.targets, self.convert, self.limits.given())
+        if self.allow_software and "gpu" not in self.targets:
+            raise SettingsError(
+                "`allow_software` goes with the target `gpu`. Received: "
+                f"targets={list(self.targets)}. Add `gpu`, or leave it out."
+            )
         if not 0 <= self.seed < 2**32:
             raise SettingsError(f"`seed` is from 0 to 2³² − 1. Received: {self.seed!r}.")
         for text in self._drops():

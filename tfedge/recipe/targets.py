@@ -163,9 +163,7 @@ def _check_static(target: str, model: Any) -> None:
 
 def _trial(model: Any, samples: Any) -> Any:
     """The pre-flight of the model's int8 file, converted from it as it is."""
-    from tfedge.accelerators.edgetpu.preflight import (  # type: ignore[import-not-found]
-        preflight,
-    )
+    from tfedge.accelerators.edgetpu.preflight import preflight
     from tfedge.convert import convert
 
     content, _ = convert(model, mode=MODE, calibration=samples, allow_float=True)

@@ -7,19 +7,36 @@
 Runs on ai-edge-litert, else on tflite-runtime; never loads TensorFlow.
 """
 
+from tfedge.runtime.interpreter import LoadedDelegate, load_delegate
+from tfedge.runtime.model import OpenModel, Request
 from tfedge.runtime.native import RuntimeState, runtimes
-from tfedge.runtime.opening import DELEGATES, OpenModel, check_delegate, open_model
+from tfedge.runtime.opening import (
+    DELEGATES,
+    PRECISIONS,
+    check_delegate,
+    check_precision,
+    check_request,
+    open_model,
+    open_sound,
+)
 from tfedge.runtime.tensors import Inputs, TensorInfo, dequantize, quantize
 
 __all__ = [
     "DELEGATES",
+    "PRECISIONS",
     "Inputs",
+    "LoadedDelegate",
     "OpenModel",
+    "Request",
     "RuntimeState",
     "TensorInfo",
     "check_delegate",
+    "check_precision",
+    "check_request",
     "dequantize",
+    "load_delegate",
     "open_model",
+    "open_sound",
     "quantize",
     "runtimes",
 ]

@@ -24,7 +24,7 @@ from tfedge.report import Record
 
 RUNTIMES: Final = {"ai-edge-litert": "ai_edge_litert", "tflite-runtime": "tflite_runtime"}
 TESTED: Final = "ai-edge-litert 2.3.0 and tflite-runtime 2.14.0"
-_STDERR_LOCK: Final = threading.Lock()
+_OUTPUT_LOCK: Final = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +93,28 @@ def _import_runtime(distribution: str) -> ModuleType:
 
 
 def make_interpreter(
-    module: ModuleType, data: bytes, delegate: str, threads: int, keep_tensors: bool
+    module: ModuleType,
+    data: bytes,
+    delegate: str,
+    threads: int,
+    keep_tensors: bool,
+    handle: Any = None,
 ) -> Any:
-    """An interpreter of `module` (LiteRT's or tflite-runtime's), not yet allocated."""
+    """An interpreter of `module` (LiteRT's or tflite-runtime's), not yet allocated.
+
+    Args:
+        module: The runtime.
+        data: The file.
+        delegate: `"xnnpack"`; every other name runs on the plain kernels.
+        threads: Threads of the CPU kernels.
+        keep_tensors: Whether activations outlive the run.
+        handle: A delegate of the runtime that takes what it can, before the plain kernels.
+    """
     resolvers = module.OpResolverType
     return module.Interpreter(
         model_content=data,
         num_threads=threads,
+        experimental_delegates=None if handle is None else [handle],
         experimental_op_resolver_type=(
             resolvers.BUILTIN if delegate == "xnnpack"
             else resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES
@@ -108,8 +123,8 @@ def make_interpreter(
     )  # fmt: skip
 
 
-def count_delegated(interpreter: Any, operators: Sequence[Fields]) -> int:
-    """How many of the file's operators lie inside delegate nodes.
+def delegated(interpreter: Any, operators: Sequence[Fields]) -> frozenset[int]:
+    """Which of the file's operators lie inside delegate nodes, by number.
 
     A delegate node says which tensors it reads and writes; the operators that it replaced are
     those on the way from the ones to the others.
@@ -134,7 +149,7 @@ def count_delegated(interpreter: Any, operators: Sequence[Fields]) -> int:
                 continue
             taken.add(writer[tensor])
             wanted += _list(operators[writer[tensor]]["inputs"])
-    return len(taken)
+    return frozenset(taken)
 
 
 def _list(vector: np.ndarray | None) -> list[int]:
@@ -143,45 +158,73 @@ def _list(vector: np.ndarray | None) -> list[int]:
 
 @contextlib.contextmanager
 def native_messages(messages: list[str]) -> Iterator[None]:
-    """Collect what native code prints on the process's stderr; pass on all but its INFO lines."""
-    with _STDERR_LOCK, tempfile.TemporaryFile() as file:
-        try:
-            saved = os.dup(2)
-        except OSError:  # stderr is closed: there is nothing to collect
+    """Collect what native code prints on the process's stderr; pass on all but its INFO lines.
+
+    The stream is the process's: what other threads print meanwhile is collected, too.
+    """
+    lines: list[str] = []
+    try:
+        with _redirected((2,), lines):
             yield
-            return
-        os.dup2(file.fileno(), 2)
+    finally:
+        messages += [line for line in lines if not line.startswith("INFO:")]
+        for line in messages:
+            print(line, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def all_messages(messages: list[str]) -> Iterator[None]:
+    """Collect all that native code prints on the process's stdout and stderr; pass nothing on."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.flush()
+    with _redirected((1, 2), messages):
+        yield
+
+
+@contextlib.contextmanager
+def _redirected(descriptors: tuple[int, ...], lines: list[str]) -> Iterator[None]:
+    with _OUTPUT_LOCK, tempfile.TemporaryFile() as file, contextlib.ExitStack() as stack:
+        for number in descriptors:
+            try:
+                saved = os.dup(number)
+            except OSError:  # it is closed: there is nothing to collect
+                continue
+            stack.callback(os.close, saved)
+            stack.callback(os.dup2, saved, number)
+            os.dup2(file.fileno(), number)
         try:
             yield
         finally:
-            os.dup2(saved, 2)
-            os.close(saved)
+            stack.close()
             file.seek(0)
-            lines = file.read().decode("utf-8", "replace").splitlines()
-            messages += [line for line in lines if not line.startswith("INFO:")]
-            for line in messages:
-                print(line, file=sys.stderr)
+            lines += file.read().decode("utf-8", "replace").splitlines()
 
 
 def failure(path: str, runtime: str, delegate: str, error: Exception) -> DelegateError:
     """The error for a model that opened and then failed to run."""
-    cause = _one_line(error)
+    cause = one_line(error)
     if "READ_VARIABLE" in cause:
         move = "It was converted with variables that nothing fills: freeze the model, convert again"
     else:
         move = _other_delegate(delegate)
-    return DelegateError(f"{runtime} could not run {path}: {cause}. {move}.")
+    return DelegateError(f"{runtime} could not run {path} on {delegate!r}: {cause}. {move}.")
 
 
 def refusal(
     path: str, runtime: str, delegate: str, error: Exception, messages: list[str]
 ) -> DelegateError:
     """The error for a model that the runtime refused."""
-    cause = "; ".join([_one_line(error), *messages])
+    cause = "; ".join([one_line(error), *messages])
+    if "edgetpu-custom-op" in cause and delegate == "edgetpu":
+        return DelegateError(
+            f"The Edge TPU's delegate took nothing of {path}, so that 'edgetpu-custom-op' is left: "
+            f"{cause}. The file may need a newer libedgetpu than is here, or another runtime: "
+            "`tfedge doctor edgetpu` shows what works together."
+        )
     if "edgetpu-custom-op" in cause:
         return DelegateError(
-            f"{path} is compiled for the Edge TPU, and the delegate 'edgetpu' is not supported yet "
-            "by this version. Give the file from before its compilation."
+            f"{path} is compiled for the Edge TPU, which {delegate!r} is not. Open it with "
+            "`delegate='edgetpu'`, or give the file from before its compilation."
         )
     return DelegateError(
         f"{runtime} refused {path}: {cause}. If it holds custom operators or is written for a "
@@ -189,7 +232,8 @@ def refusal(
     )
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The message of an error of the runtime, in one line."""
     text = " ".join(str(error).split())
     return text.split(" See instructions:")[0].rstrip(".")
 
@@ -199,13 +243,16 @@ def _other_delegate(delegate: str) -> str:
     return f"`delegate={other!r}` may run it"
 
 
-def nothing_taken(path: str, runtime: str, fields: Fields, messages: list[str]) -> DelegateError:
-    """The error for a model of which XNNPACK took nothing."""
+def nothing_taken(
+    path: str, runtime: str, delegate: str, fields: Fields, messages: list[str]
+) -> DelegateError:
+    """The error for a model of which a delegate took nothing."""
     kinds = sorted({operator_name(fields, op) for op in fields["subgraphs"][0]["operators"] or []})
+    name = "XNNPACK" if delegate == "xnnpack" else f"The delegate {delegate!r}"
     reason = "; ".join(messages) or "it has no kernel for these operators and element types"
-    if runtime.startswith("tflite-runtime"):
+    if delegate == "xnnpack" and runtime.startswith("tflite-runtime"):
         reason += " (the XNNPACK of tflite-runtime takes float models only)"
     return DelegateError(
-        f"XNNPACK took none of the operators of {path} ({', '.join(kinds)}) on {runtime}: "
-        f"{reason}. Use `delegate='none'`."
+        f"{name} took none of the operators of {path} ({', '.join(kinds) or 'it has none'}) on "
+        f"{runtime}: {reason}. Use `delegate='none'`."
     )

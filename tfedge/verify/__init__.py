@@ -11,7 +11,7 @@ import numpy as np
 from tfedge.errors import DataError, SettingsError, VerificationError, did_you_mean
 from tfedge.report import Record
 from tfedge.verify._layers import inner_tensors, paired
-from tfedge.verify._sides import arranged, count, is_file, opened, some
+from tfedge.verify._sides import Side, arranged, count, is_file, opened, some
 
 if TYPE_CHECKING:
     from tfedge.data import Metric
@@ -86,6 +86,8 @@ class VerificationReport(Record):
         proven: False when the figures prove nothing, e.g. when permuted samples agree as well.
         notes: What could not be compared, and why.
         verdict: All of it in words.
+        delegate: What ran the candidate, if it is a file.
+        adapter: The device of a GPU that ran it.
     """
 
     samples: int
@@ -104,6 +106,8 @@ class VerificationReport(Record):
     proven: bool
     notes: tuple[str, ...] = ()
     verdict: str
+    delegate: str | None = None
+    adapter: str | None = None
 
     def __str__(self) -> str:
         return self.verdict
@@ -118,6 +122,9 @@ def verify(
     metric: "str | Metric | Mapping[str, str | Metric] | None" = None,
     seed: int = 0,
     tensors: bool = True,
+    delegate: str | None = None,
+    precision: str = "fp32",
+    allow_software: bool = False,
 ) -> VerificationReport:
     """Compare what two models make of the same inputs.
 
@@ -135,13 +142,20 @@ def verify(
             the mean absolute error for outputs that are numbers, not classes.
         seed: Seed of the permuted control and of the choice of samples for inner tensors.
         tensors: Whether inner tensors are compared too.
+        delegate: What runs the candidate, a file, and nothing else does (see `open_model`); its
+            inner tensors are then not seen, except on `"none"`. Default: XNNPACK, or, with a note,
+            LiteRT's own kernels. The reference always runs as by default: the same file twice shows
+            what a delegate changes.
+        precision: What a GPU computes floats in: `"fp32"` or `"fp16"`.
+        allow_software: Whether a GPU that is a program on the CPU counts.
 
     Returns:
         The differences, and a verdict in words.
 
     Raises:
         DataError: The inputs do not fit, or the labels are as many as something else.
-        SettingsError: A metric without labels.
+        SettingsError: A metric without labels, or a delegate for what is no file.
+        DelegateError: The delegate cannot run the candidate.
         VerificationError: The two have outputs that cannot be compared.
 
     Example:
@@ -153,9 +167,10 @@ def verify(
             f"A metric needs `labels`. Received: metric={metric!r}, and no labels. Give labels "
             "too (array `y` of an `.npz`), or leave the metric out."
         )
+    on = _placed(candidate, delegate, precision, allow_software)
     samples = count(inputs)
     notes: list[str] = []
-    names, expected, received = _predictions(reference, candidate, inputs, notes)
+    names, expected, received, ran = _predictions(reference, candidate, inputs, notes, on)
     order = derangement(samples, seed) if samples > 1 else None
     truths = _labels_by_output(labels, names, samples)
     outputs = tuple(
@@ -163,7 +178,9 @@ def verify(
         for name, first, second in zip(names, expected, received, strict=True)
     )
     layers: tuple[LayerDifference, ...] = ()
-    if tensors:
+    if tensors and delegate not in (None, "none"):
+        notes.append(f"Inner tensors were not compared: {delegate!r} does not write them.")
+    elif tensors:
         few = some(inputs, np.random.default_rng(seed).permutation(samples)[:TENSOR_SAMPLES])
         layers = _compare_layers(reference, candidate, few, notes)
     parting_db = INTEGER_PARTING_DB if _computes_in_integers(candidate) else FLOAT_PARTING_DB
@@ -189,7 +206,25 @@ def verify(
         proven=proven,
         notes=tuple(notes),
         verdict=verdict,
+        delegate=ran.delegate,
+        adapter=ran.adapter,
     )
+
+
+def _placed(
+    candidate: Any, delegate: str | None, precision: str, allow_software: bool
+) -> dict[str, Any] | None:
+    """How the candidate is opened; `None` where that was left to `verify`."""
+    given = {"delegate": delegate, "precision": precision, "allow_software": allow_software}
+    if delegate is None and precision == "fp32" and not allow_software:
+        return None
+    if delegate is None or not is_file(candidate):
+        raise SettingsError(
+            "`delegate` says what runs the candidate, a `.tflite` file; `precision` and "
+            f"`allow_software` go with `delegate='gpu'`. Received: {given} and a candidate "
+            f"{'that is a file' if is_file(candidate) else 'that is no file'}."
+        )
+    return given
 
 
 def derangement(count: int, seed: int = 0) -> np.ndarray:
@@ -213,12 +248,12 @@ def derangement(count: int, seed: int = 0) -> np.ndarray:
 
 
 def _predictions(
-    reference: Any, candidate: Any, inputs: Any, notes: list[str]
-) -> tuple[list[str], list[np.ndarray], list[np.ndarray]]:
-    """Names of the reference's outputs, its outputs, and the candidate's in the same order."""
+    reference: Any, candidate: Any, inputs: Any, notes: list[str], on: dict[str, Any] | None
+) -> tuple[list[str], list[np.ndarray], list[np.ndarray], Side]:
+    """Names of the reference's outputs, its outputs, the candidate's in the same order, and it."""
     with ExitStack() as stack:
         first = stack.enter_context(opened(reference, notes))
-        second = stack.enter_context(opened(candidate, notes))
+        second = stack.enter_context(opened(candidate, notes, on))
         expected = first.predict(arranged(inputs, first.inputs))
         received = second.predict(arranged(inputs, second.inputs))
     names = list(first.outputs) or [f"output_{place}" for place in range(len(expected))]
@@ -231,7 +266,7 @@ def _predictions(
             f"Received: {shapes[0]} and {shapes[1]}. Compare a file with the model it came from."
         )
     received = [row.reshape(like.shape) for row, like in zip(received, expected, strict=True)]
-    return names, expected, received
+    return names, expected, received, second
 
 
 def _labels_by_output(labels: Any, names: list[str], samples: int) -> dict[str, np.ndarray]:

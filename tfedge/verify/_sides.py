@@ -21,11 +21,15 @@ class Side:
         inputs: Names of the inputs, in the model's order.
         outputs: Names of the outputs, in the model's order.
         predict: From a list of input arrays to a list of float32 output arrays.
+        delegate: What runs a file; `None` for a Keras model.
+        adapter: The device of a GPU that runs it.
     """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     predict: Callable[[list[np.ndarray]], list[np.ndarray]]
+    delegate: str | None = None
+    adapter: str | None = None
 
 
 def is_file(model: Any) -> bool:
@@ -39,20 +43,32 @@ def is_file(model: Any) -> bool:
 
 
 @contextlib.contextmanager
-def opened(model: Any, notes: list[str]) -> Iterator[Side]:
-    """`model` as a `Side`; what is worth knowing about it is added to `notes`."""
+def opened(model: Any, notes: list[str], on: Mapping[str, Any] | None = None) -> Iterator[Side]:
+    """`model` as a `Side`; what is worth knowing about it is added to `notes`.
+
+    Args:
+        model: A Keras model, or a file.
+        notes: Gains sentences.
+        on: How a file is opened (see `open_model`), and not otherwise. Default: on XNNPACK, or
+            without it, with a note, where that takes nothing.
+    """
     if not is_file(model):
         yield _keras_side(model)
         return
     from tfedge.runtime import open_model
 
     try:
-        running = open_model(model, delegate="xnnpack")
+        running = open_model(model, **(on or {"delegate": "xnnpack"}))
     except DelegateError as error:
+        if on:
+            raise
         notes.append(f"Run without a delegate: {error}")
         running = open_model(model, delegate="none")
+    notes += running.notes
     with running:
         yield Side(
+            delegate=running.actual,
+            adapter=running.adapter,
             inputs=tuple(info.label for info in running.inputs),
             outputs=tuple(info.label for info in running.outputs),
             predict=lambda arrays: listed(running.predict(arrays)),

@@ -190,9 +190,7 @@ def _is_compiled(fields: Fields) -> bool:
 
 
 def _foreseen(path: Path, data: bytes, fields: Fields) -> _Source:
-    from tfedge.accelerators.edgetpu.preflight import (  # type: ignore[import-not-found]
-        preflight,
-    )
+    from tfedge.accelerators.edgetpu.preflight import preflight
 
     return _Source(path=path, data=data, fields=fields, foreseen=preflight(data))
 
