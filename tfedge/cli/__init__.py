@@ -1,4 +1,4 @@
-"""The command line: `tfedge demo | init | optimize | report | compare | analyze | convert | compile | …`.
+"""The command line: `tfedge demo | init | optimize | report | analyze | convert | compile | …`.
 
 Exit codes: 0 done, 1 the work failed, 2 wrong usage. Errors are one line on stderr; `--traceback`
 shows where they came from. With `--json`, stdout holds one JSON document and nothing else.

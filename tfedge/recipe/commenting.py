@@ -54,11 +54,7 @@ KEYS: Mapping[str, tuple[str, str]] = {
         "Files to make: float32, float16, dynamic_int8 (kernels only), int8, int16x8.",
         "",
     ),
-    "targets": (
-        "Where latency is measured, on this machine: xnnpack, none (plain CPU), gpu; edgetpu: the "
-        "model is held to the Edge TPU's rules.",
-        "",
-    ),
+    "targets": ("Where latency is measured: xnnpack, none (plain CPU), gpu; or edgetpu.", ""),
     "allow_software": ("Let a GPU among the targets be a program on the CPU.", ""),
     "seed": ("Seed of everything random.", ""),
 }
