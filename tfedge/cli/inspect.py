@@ -17,11 +17,13 @@ from tfedge.report import format_bytes
 @common_options
 def inspect(file: Path, operators: bool, as_json: bool) -> None:
     """Show sizes, operators, quantisation and zeros of the .tflite file FILE. Runs nothing."""
+    from tfedge.accelerators.edgetpu.compiled import inspect_compiled
     from tfedge.inspection import inspect_model
 
-    report = inspect_model(file)
+    report, compiled = inspect_model(file), inspect_compiled(file)
     if as_json:
-        print_json(report)
+        extra = {} if compiled is None else {"edgetpu": compiled.to_dict()}
+        print_json({**report.to_dict(), **extra})
         return
     _show_summary(file, report)
     _show_counts(report)
@@ -44,6 +46,9 @@ def inspect(file: Path, operators: bool, as_json: bool) -> None:
         print_text(
             f"{len(report.float_operators)} operator(s) compute in float: {', '.join(names)}."
         )
+    if compiled is not None:
+        for sentence in (str(compiled), *compiled.notes):
+            print_text(sentence)
 
 
 def _show_summary(file: Path, report: Any) -> None:
