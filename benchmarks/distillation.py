@@ -247,8 +247,10 @@ def judge_gain(rows):
     if len(gains) < 2:
         return f"gain {100 * mean:+.2f} points over {best!r}, one seed: no standard error", False
     error = statistics.stdev(gains) / len(gains) ** 0.5
-    claim = f"gain {100 * mean:+.2f} points over {best!r}, above 2 standard errors of "
-    return f"{claim}{100 * error:.2f}", mean > 2 * error
+    claim = (
+        f"gain {100 * mean:+.2f} ± {100 * error:.2f} points over {best!r}, above 2 standard errors"
+    )
+    return claim, mean > 2 * error
 
 
 def main():
