@@ -13,14 +13,14 @@ import tfedge
 from tfedge.accelerators.edgetpu import advice, limits, observed
 from tfedge.accelerators.edgetpu.advice import CONVERT
 from tfedge.accelerators.edgetpu.compiled import inspect_compiled
-from tfedge.accelerators.edgetpu.graph import CUSTOM_OPERATOR, layer_of, read_graph
+from tfedge.accelerators.edgetpu.graph import CUSTOM_OPERATOR, read_graph
 from tfedge.accelerators.edgetpu.memory import CACHE_BYTES, predict_memory
 from tfedge.accelerators.edgetpu.observed import OBSERVATIONS
 from tfedge.accelerators.edgetpu.preflight import preflight
 from tfedge.accelerators.edgetpu.rules import SUPPORTED, Status
 from tfedge.engines.native.patterns import PATTERNS
 from tfedge.errors import FileFormatError
-from tfedge.inspection import check_sound
+from tfedge.inspection import check_sound, layer_of
 from tfedge.inspection.layout import OPERATORS
 
 PAIRS = (

@@ -33,6 +33,20 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def gpu_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--precision` and `--allow-software`."""
+    command = click.option(
+        "--allow-software", is_flag=True, help="A GPU that is a program on the CPU counts as one."
+    )(command)
+    return click.option(
+        "--precision",
+        default="fp32",
+        show_default=True,
+        metavar="fp32|fp16",
+        help="What a GPU computes floats in.",
+    )(command)
+
+
 def _keep_traceback(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
     ctx.meta["traceback"] = value
 

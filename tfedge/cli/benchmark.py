@@ -6,7 +6,14 @@ from typing import Any
 import click
 
 from tfedge.cli._guard import guarded
-from tfedge.cli._show import common_options, print_json, print_table, print_text, progress_bar
+from tfedge.cli._show import (
+    common_options,
+    gpu_options,
+    print_json,
+    print_table,
+    print_text,
+    progress_bar,
+)
 from tfedge.report import format_bytes
 
 
@@ -53,16 +60,7 @@ def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> tupl
     show_default=True,
     help="A row ends earlier when its runs have taken this long.",
 )
-@click.option(
-    "--precision",
-    default="fp32",
-    show_default=True,
-    metavar="fp32|fp16",
-    help="What a GPU computes floats in.",
-)
-@click.option(
-    "--allow-software", is_flag=True, help="A GPU that is a program on the CPU counts as one."
-)
+@gpu_options
 @guarded("files")
 @common_options
 def benchmark(

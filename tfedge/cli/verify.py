@@ -9,6 +9,7 @@ from tfedge.cli._guard import guarded, read_first
 from tfedge.cli._show import (
     SEED,
     common_options,
+    gpu_options,
     print_json,
     print_table,
     print_text,
@@ -47,16 +48,7 @@ SHOWN_LAYERS = 40
     help="What runs CANDIDATE, a .tflite: none, xnnpack, gpu or edgetpu.  [default: xnnpack, or "
     "none where that takes nothing]",
 )
-@click.option(
-    "--precision",
-    default="fp32",
-    show_default=True,
-    metavar="fp32|fp16",
-    help="What a GPU computes floats in.",
-)
-@click.option(
-    "--allow-software", is_flag=True, help="A GPU that is a program on the CPU counts as one."
-)
+@gpu_options
 @click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--import", "imports", metavar="MODULE", multiple=True, help="Import it first.")
 @click.option("--unsafe", is_flag=True, help="Load model files that carry code, and run it.")

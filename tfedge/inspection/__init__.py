@@ -20,6 +20,7 @@ from tfedge.inspection.report import (
     WeightRecord,
     count_macs,
     inspect_model,
+    layer_of,
     load_bytes,
     unique_values,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "check_sound",
     "count_macs",
     "inspect_model",
+    "layer_of",
     "load_bytes",
     "read_model",
     "unique_values",

@@ -30,6 +30,9 @@ ELEMENTWISE: Final = frozenset(
     MUL NOT_EQUAL PACK PAD PADV2 POW PRELU SELECT SELECT_V2 SQUARED_DIFFERENCE SUB""")
 )
 
+# Scopes that stand for no layer.
+NO_LAYERS: Final = ("StatefulPartitionedCall", "PartitionedCall", "arith.constant")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TensorRecord(Record):
@@ -174,6 +177,26 @@ class InspectionReport(Record):
             f"({format_bytes(self.gzip_bytes)} gzipped), {len(self.operators)} operators, {kind}, "
             f"{self.parameters:,} parameters, {self.sparsity:.1%} zeros, {self.macs:,} MACs"
         )
+
+
+def layer_of(tensor_name: str) -> str:
+    """The layer of the model that a tensor comes from, as far as its name says.
+
+    Converters name a tensor by scopes, of which the layer is the last, and the operation in it, and
+    join the names of what they fused with `;`.
+
+    Args:
+        tensor_name: Of the output of an operator, say.
+
+    Returns:
+        The innermost scope, or an empty string where the name has none.
+
+    Example:
+        >>> layer_of("model/relu_1/Relu;model/conv_1/BiasAdd"), layer_of("tfl.quantize")
+        ('relu_1', '')
+    """
+    scopes = tensor_name.split(";")[0].split("/")[:-1]
+    return scopes[-1] if scopes and not scopes[-1].startswith(NO_LAYERS) else ""
 
 
 def load_bytes(model: bytes | str | os.PathLike[str]) -> tuple[bytes, str | None]:

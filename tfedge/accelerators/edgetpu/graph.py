@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from tfedge.inspection import layer_of
 from tfedge.inspection.decode import Fields
 from tfedge.inspection.layout import OPERATORS
 from tfedge.inspection.soundness import buffer_bytes, dtype_of, operator_name, shape_of
@@ -15,7 +16,6 @@ from tfedge.inspection.weights import stored_values
 CUSTOM_OPERATOR: Final = "edgetpu-custom-op"
 _CUSTOM: Final = OPERATORS.index("CUSTOM")
 _NO_BYTES: Final = np.empty(0, np.uint8)
-_PLAIN_SCOPES: Final = ("StatefulPartitionedCall", "PartitionedCall", "arith.constant")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,23 +140,6 @@ def used_tensors(graph: Graph) -> tuple[Operand, ...]:
         indices.update(operand.index for operand in operator.inputs if operand is not None)
         indices.update(operand.index for operand in operator.outputs)
     return tuple(graph.tensors[index] for index in sorted(indices) if index >= 0)
-
-
-def layer_of(tensor_name: str) -> str:
-    """The innermost scope in a tensor's name, which is the layer where the converter left it.
-
-    Args:
-        tensor_name: E.g. `"model/conv_1/Relu;model/conv_1/BiasAdd"`.
-
-    Returns:
-        The scope, or an empty string where the name has none.
-
-    Example:
-        >>> layer_of("model/conv_1/Relu;model/conv_1/BiasAdd"), layer_of("tfl.quantize")
-        ('conv_1', '')
-    """
-    scopes = tensor_name.split(";")[0].split("/")[:-1]
-    return scopes[-1] if scopes and not scopes[-1].startswith(_PLAIN_SCOPES) else ""
 
 
 def _operand(index: int, tensor: Fields, buffers: list[np.ndarray]) -> Operand:

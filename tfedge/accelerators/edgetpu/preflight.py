@@ -8,7 +8,7 @@ from typing import Any, Final
 from tfedge.accelerators.edgetpu.advice import advise, is_8_bit
 from tfedge.accelerators.edgetpu.compiled import CompiledFile, read_compiled
 from tfedge.accelerators.edgetpu.flow import follow
-from tfedge.accelerators.edgetpu.graph import Graph, layer_of, read_graph, used_tensors
+from tfedge.accelerators.edgetpu.graph import Graph, read_graph, used_tensors
 from tfedge.accelerators.edgetpu.memory import predict_memory
 from tfedge.accelerators.edgetpu.observed import judge_observed
 from tfedge.accelerators.edgetpu.rules import Verdict, shape_text
@@ -21,7 +21,7 @@ from tfedge.accelerators.edgetpu.summary import (
     subgraph_note,
 )
 from tfedge.accelerators.records import OperatorMapping
-from tfedge.inspection import FLOAT_DTYPES, check_sound, load_bytes
+from tfedge.inspection import FLOAT_DTYPES, check_sound, layer_of, load_bytes
 from tfedge.report import Record, format_bytes
 
 ALREADY_COMPILED: Final = (

@@ -17,12 +17,12 @@ from typing import Final
 from tfedge.accelerators.ethosu.checking import check_compiled
 from tfedge.accelerators.ethosu.configurations import ACCELERATORS, Configuration, configure
 from tfedge.accelerators.ethosu.figures import read_layers, read_sources, read_summary
-from tfedge.accelerators.ethosu.mapping import CUSTOM, layer_name, map_operators
+from tfedge.accelerators.ethosu.mapping import CUSTOM, map_operators
 from tfedge.accelerators.ethosu.vela import VelaFiles, find_vela, run_vela
 from tfedge.accelerators.records import Compilation, OperatorMapping
 from tfedge.errors import CompilationError, SettingsError, did_you_mean
 from tfedge.files import check_writable, write_whole
-from tfedge.inspection import InspectionReport, inspect_model, load_bytes
+from tfedge.inspection import InspectionReport, inspect_model, layer_of, load_bytes
 
 __all__ = ["ACCELERATORS", "TIMEOUT_S", "compile_ethosu", "find_vela"]
 
@@ -129,7 +129,7 @@ def _describe(
     sources = read_sources(files.database, source)
     operators, added = map_operators(source, inspect_model(files.compiled), files.log, sources)
     figures, estimates, limits = read_summary(files.summary)
-    layers = [layer_name(operator.output_name) for operator in source.operators]
+    layers = [layer_of(operator.output_name) for operator in source.operators]
     cycles = estimates.get("cycles", 0)
     rows = read_layers(
         files.layers,

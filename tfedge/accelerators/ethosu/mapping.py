@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from tfedge.accelerators.records import OperatorMapping
-from tfedge.inspection import InspectionReport, OperatorRecord
+from tfedge.inspection import InspectionReport, OperatorRecord, layer_of
 
 CUSTOM: Final = "ethos-u"
 _WARNING: Final = re.compile(
@@ -20,22 +20,6 @@ _WARNING: Final = re.compile(
 _DTYPE: Final = re.compile(r"Operation has tensor with unsupported DataType (\w+) \((.*)\)")
 
 Key = tuple[int, str, tuple[str, ...]]
-
-
-def layer_name(tensor_name: str) -> str:
-    """The layer of the model that an operator came from, as far as its output's name says.
-
-    Converters name a tensor by scopes, of which the layer is the last, and the operation in it,
-    and join the names of what they fused with `;`.
-
-    Example:
-        >>> layer_name("model/relu_1/Relu;model/bn_1/FusedBatchNormV3;model/conv_1/Conv2D")
-        'relu_1'
-        >>> layer_name("StatefulPartitionedCall:0"), layer_name("tfl.quantize")
-        ('', '')
-    """
-    scopes = tensor_name.split(";")[0].split("/")[:-1]
-    return scopes[-1] if scopes and "PartitionedCall" not in scopes[-1] else ""
 
 
 def map_operators(
@@ -71,7 +55,7 @@ def map_operators(
             name=operator.name,
             mapped=place not in on_cpu,
             reason=_reason(operator, reasons) if place in on_cpu else None,
-            layer=layer_name(operator.output_name),
+            layer=layer_of(operator.output_name),
         )
         for place, operator in enumerate(source.operators)
     )
