@@ -130,9 +130,7 @@ def compressed(network: Network, seed: int, key: str) -> dict:
     model, *others = (network_trained(network, data, seed + 100 * turn) for turn in range(TEACHERS))
     float32, _ = tfedge.convert(model, mode="float32")
     base = right(float32, held_out)
-    say(
-        f"trained: {base.mean():.2%} of the held-out images, {len(float32):,} bytes; teachers trained"
-    )
+    say(f"trained: {base.mean():.2%} of the held-out images, {len(float32):,} bytes")
     more = with_shifted(data, seed)
     teach = tfedge.Distillation([model, *others], temperature=4.0, alpha=0.7)
 
