@@ -40,6 +40,7 @@ RESULTS = Path(__file__).parent / "results" / "compression.json"
 HELD_OUT = 5000
 SLACK = 0.0006  # of the held-out images: what the file that is chosen may lose
 MAX_DROP = 0.001  # of the test images, in the mean over seeds
+DROPOUT = 0.1
 TEACHERS = 3  # the network itself among them
 BATCH = 128
 L = keras.layers
@@ -50,7 +51,7 @@ class Network:
     """What is compressed, and how.
 
     Attributes:
-        build: Makes it, untrained.
+        build: Makes it, untrained, with so much dropout.
         epochs: Of training, pruning, clustering, quantising.
         sparsities: Settings to try, the strongest first.
         clusters: Distinct values of a kernel.
@@ -58,7 +59,7 @@ class Network:
         ratio: How many times smaller it must get.
     """
 
-    build: Callable[[], keras.Model]
+    build: Callable[[float], keras.Model]
     epochs: tuple[int, int, int, int]
     sparsities: tuple[float, ...]
     clusters: int
@@ -66,20 +67,22 @@ class Network:
     ratio: float
 
 
-def lenet_300_100() -> keras.Model:
+def lenet_300_100(dropout: float) -> keras.Model:
     """266,610 weights."""
     return keras.Sequential(
         [
             keras.Input((28, 28, 1)),
             L.Flatten(),
             L.Dense(300, activation="relu"),
+            L.Dropout(dropout),
             L.Dense(100, activation="relu"),
+            L.Dropout(dropout),
             L.Dense(10, activation="softmax"),
         ]
     )
 
 
-def lenet_5() -> keras.Model:
+def lenet_5(dropout: float) -> keras.Model:
     """Caffe's: 431,080 weights."""
     return keras.Sequential(
         [
@@ -90,6 +93,7 @@ def lenet_5() -> keras.Model:
             L.MaxPooling2D(),
             L.Flatten(),
             L.Dense(500, activation="relu"),
+            L.Dropout(dropout),
             L.Dense(10, activation="softmax"),
         ]
     )
@@ -181,9 +185,11 @@ def compressed(network: Network, seed: int, key: str) -> dict:
 def network_trained(network: Network, data: tfedge.Data, seed: int) -> keras.Model:
     """The network as it is before it is compressed."""
     keras.utils.set_random_seed(seed)
-    model = network.build()
+    trained = network.build(DROPOUT)
+    fit(data, network.epochs[0], 1e-3, seed)(trained)
+    model = network.build(0.0)  # fewer weights need no dropout
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-    fit(data, network.epochs[0], 1e-3, seed)(model)
+    model.set_weights(trained.get_weights())
     return model
 
 
