@@ -306,6 +306,22 @@ def digits_report():
         versions=VERSIONS,
         host=HOST,
         inputs=({"label": "image", "dtype": "int8", "shape": [1, 8, 8, 1]},),
+        accelerators=(
+            {
+                "target": "edgetpu",
+                "path": "model_int8.tflite",
+                "preflight": {
+                    "operators": [
+                        {"index": 0, "name": "CONV_2D", "mapped": True, "reason": None},
+                        {"index": 1, "name": "TILE", "mapped": None, "reason": "Not known"},
+                        {"index": 2, "name": "GELU", "mapped": False, "reason": "Not supported"},
+                    ]
+                },
+                "compiled": None,
+                "compilation": None,
+                "why_not": "The compiler is needed. Get it: from Google.",
+            },
+        ),
         notes=("The host was busy (load 1.4 on 2 cores): trust ratios, not milliseconds.",),
         started="2026-05-04T10:22:41Z",
         seconds=214.6,
@@ -640,12 +656,21 @@ def test_skipped_layers_stand_under_their_reason(pages):
     assert rows["does nothing in inference 1 layer"] == "drop"
 
 
+def test_accelerators_are_shown_with_what_runs_there_and_why_there_is_no_file(pages):
+    sections = parse(pages["digits"]).iter("section")
+    (section,) = (s for s in sections if s.get("id") == "accelerators")
+    (row,) = list(next(section.iter("tbody")).iter("tr"))
+    shown = ["edgetpu", "1 of 3", "1", "GELU", "noneThe compiler is needed."]
+    assert [text_of(cell) for cell in row] == shown
+
+
 def test_what_is_empty_vanishes_with_its_heading(pages):
     assert headings(pages["digits"]) == [
         "From the baseline to the files",
         "Size against quality",
         "Files",
         "Latency",
+        "Accelerators",
         "Zeros in each layer",
         "Training, epoch by epoch",
         "What was skipped, and why",

@@ -22,6 +22,8 @@ def number(row: Measured, name: str) -> float | None:
 def delegate_of(row: Measured) -> str:
     """What ran a file, and on how many threads."""
     threads = number(row, "threads")
+    if row.get("adapter"):
+        return f"{row.get('actual', '')}, {row['adapter']}"
     if threads is None:
         return str(row.get("actual", ""))
     return f"{row.get('actual', '')}, {threads:g} thread" + ("" if threads == 1 else "s")

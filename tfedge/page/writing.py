@@ -10,6 +10,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
+from tfedge.page.accelerators import accelerators_table
 from tfedge.page.cells import Metric, best_file, metrics_of
 from tfedge.page.drawing import drawing
 from tfedge.page.files import file_notes, files_table
@@ -59,6 +60,7 @@ def write_page(report: RunReport) -> str:
         files=files_table(report, metrics),
         file_notes=file_notes(report),
         latency=latency_table(report),
+        accelerators=accelerators_table(report),
         skipped=skipped_steps(report),
         notes=notes_of(report),
         snippets=_snippets(best.path, report.inputs) if best and report.inputs else {},
