@@ -216,9 +216,10 @@ def digest(file):
 
 
 def left_behind(worker):
-    """What commands wrote; AutoGraph keeps files of its own until the process ends."""
+    """What commands wrote; AutoGraph keeps modules of its own until the process ends."""
     written = [*worker.folder.iterdir(), *worker.temporary.iterdir()]
-    return [path for path in written if not path.name.startswith("__autograph_generated")]
+    own = ("__autograph_generated", "__pycache__")
+    return [path for path in written if not path.name.startswith(own)]
 
 
 def guarded_process(*arguments, folder, temporary):

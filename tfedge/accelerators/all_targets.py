@@ -133,7 +133,7 @@ def _on_this_machine(
         try:
             benchmark({"model": data}, delegates=(target,), runs=1, warmup=1, seconds=SECONDS)
         except TfedgeError as error:
-            rows[target] = _failed(target, count, error)
+            rows[target] = _failed(target, count, str(error))
     runnable = [target for target in targets if target not in rows]
     if not runnable:
         return rows
@@ -141,12 +141,12 @@ def _on_this_machine(
     try:
         report = benchmark({"model": data}, delegates=runnable, runs=RUNS, seconds=SECONDS)
     except TfedgeError as error:  # it ran before: something else took its place on the device
-        return rows | {target: _failed(target, count, error) for target in runnable}
+        return rows | {target: _failed(target, count, str(error)) for target in runnable}
+    rows |= {row.delegate: _failed(row.delegate, count, row.reason) for row in report.failures}
     return rows | {row.delegate: _measured(row, count) for row in report.rows}
 
 
 def _measured(row: BenchmarkRow, count: int) -> TargetRow:
-    facts = row.to_dict()
     taken = row.nodes_total if row.delegate == "none" else row.nodes_delegated
     rest = row.nodes_total - taken
     return TargetRow(
@@ -157,7 +157,7 @@ def _measured(row: BenchmarkRow, count: int) -> TargetRow:
         size_bytes=row.size_bytes,
         latency_ms=row.p50_ms,
         latency_kind="measured",
-        device=facts.get("adapter") or "CPU of this machine, 1 thread",
+        device=row.adapter or "CPU of this machine, 1 thread",
         reason=f"LiteRT's own kernels run {rest} of {row.nodes_total} operators." if rest else "",
     )
 
@@ -166,7 +166,7 @@ def _ethosu(data: bytes, target: str, count: int) -> TargetRow:
     try:
         made = compile_ethosu(data, target=target)
     except (TfedgeError, OSError) as error:
-        return _failed(target, count, error)
+        return _failed(target, count, str(error))
     return TargetRow(
         target=target,
         outcome="compiles",
@@ -195,7 +195,7 @@ def _edgetpu(data: bytes, count: int) -> TargetRow:
             path.write_bytes(data)
             made = compile_edgetpu(path)
     except (TfedgeError, OSError) as error:
-        return _failed("edgetpu", count, error)
+        return _failed("edgetpu", count, str(error))
     return TargetRow(
         target="edgetpu",
         outcome="compiles",
@@ -212,7 +212,7 @@ def _predicted(data: bytes, count: int, missing: TfedgeError) -> TargetRow:
     try:
         foreseen = preflight(data)
     except TfedgeError as error:
-        return _failed("edgetpu", count, error)
+        return _failed("edgetpu", count, str(error))
     return TargetRow(
         target="edgetpu",
         outcome="predicted",
@@ -222,8 +222,8 @@ def _predicted(data: bytes, count: int, missing: TfedgeError) -> TargetRow:
     )
 
 
-def _failed(target: str, count: int, error: Exception) -> TargetRow:
-    return TargetRow(target=target, outcome="fails", operators=count, reason=str(error))
+def _failed(target: str, count: int, reason: str) -> TargetRow:
+    return TargetRow(target=target, outcome="fails", operators=count, reason=reason)
 
 
 def _why_not(operators: Sequence[OperatorMapping]) -> str:

@@ -78,10 +78,11 @@ def command(folder: Path, configuration: Configuration) -> list[str]:
         ...     memory_mode="Shared_Sram", file=Path("/vela.ini"), is_own=False,
         ... )
         >>> command(Path("/tmp/x"), configuration)[1:5]
-        ['-m', 'ethosu.vela', '/tmp/x/model.tflite', '--output-dir']
+        ['-u', '-m', 'ethosu.vela', '/tmp/x/model.tflite']
     """
     return [
-        *(sys.executable, "-m", "ethosu.vela", str(folder / f"{STEM}.tflite")),
+        *(sys.executable, "-u", "-m", "ethosu.vela"),  # unbuffered: its error comes last
+        str(folder / f"{STEM}.tflite"),
         *("--output-dir", str(folder)),
         *("--accelerator-config", configuration.target),
         *("--config", str(configuration.file)),
