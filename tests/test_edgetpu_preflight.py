@@ -13,7 +13,7 @@ import tfedge
 from tfedge.accelerators.edgetpu import advice, limits, observed
 from tfedge.accelerators.edgetpu.advice import CONVERT
 from tfedge.accelerators.edgetpu.compiled import inspect_compiled
-from tfedge.accelerators.edgetpu.graph import CUSTOM_OPERATOR, read_graph
+from tfedge.accelerators.edgetpu.graph import read_graph
 from tfedge.accelerators.edgetpu.memory import CACHE_BYTES, predict_memory
 from tfedge.accelerators.edgetpu.observed import OBSERVATIONS
 from tfedge.accelerators.edgetpu.preflight import preflight
@@ -21,7 +21,7 @@ from tfedge.accelerators.edgetpu.rules import SUPPORTED, Status
 from tfedge.engines.native.patterns import PATTERNS
 from tfedge.errors import FileFormatError
 from tfedge.inspection import check_sound, layer_of
-from tfedge.inspection.layout import OPERATORS
+from tfedge.inspection.layout import EDGETPU_OPERATOR, OPERATORS
 
 PAIRS = (
     "mobilenet_v1_0.25_128_quant",
@@ -43,7 +43,7 @@ def true_mapping(original, compiled):
     left = [
         (row.name, tuple(tensor.name for tensor in row.outputs))
         for row in after.operators
-        if row.name != CUSTOM_OPERATOR
+        if row.name != EDGETPU_OPERATOR
     ]
     mapped = []
     for row in before.operators:

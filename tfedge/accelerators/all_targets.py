@@ -126,24 +126,19 @@ def _check_targets(targets: Sequence[str]) -> None:
 def _on_this_machine(
     data: bytes, targets: Sequence[str], count: int, say: Progress
 ) -> dict[str, TargetRow]:
-    """Rows of the delegates of this machine; those that run are measured in turns."""
-    rows: dict[str, TargetRow] = {}
-    for number, target in enumerate(targets):
-        say(f"trying {target}", 0.2 * number / len(targets))
-        try:
-            benchmark({"model": data}, delegates=(target,), runs=1, warmup=1, seconds=SECONDS)
-        except TfedgeError as error:
-            rows[target] = _failed(target, count, str(error))
-    runnable = [target for target in targets if target not in rows]
-    if not runnable:
-        return rows
-    say(f"measuring {', '.join(runnable)}", 0.2)
+    """Rows of the delegates of this machine, measured in turns."""
+    if not targets:
+        return {}
+    say(f"measuring {', '.join(targets)}", 0.0)
     try:
-        report = benchmark({"model": data}, delegates=runnable, runs=RUNS, seconds=SECONDS)
-    except TfedgeError as error:  # it ran before: something else took its place on the device
-        return rows | {target: _failed(target, count, str(error)) for target in runnable}
-    rows |= {row.delegate: _failed(row.delegate, count, row.reason) for row in report.failures}
-    return rows | {row.delegate: _measured(row, count) for row in report.rows}
+        report = benchmark({"model": data}, delegates=targets, runs=RUNS, seconds=SECONDS)
+    except TfedgeError as error:
+        if len(targets) == 1:
+            return {targets[0]: _failed(targets[0], count, str(error))}
+        alone = [_on_this_machine(data, [target], count, say) for target in targets]
+        return {target: row for rows in alone for target, row in rows.items()}
+    failed = {row.delegate: _failed(row.delegate, count, row.reason) for row in report.failures}
+    return failed | {row.delegate: _measured(row, count) for row in report.rows}
 
 
 def _measured(row: BenchmarkRow, count: int) -> TargetRow:

@@ -295,6 +295,9 @@ DTYPES: Final[tuple[tuple[str, int], ...]] = (
     ("float8_e4m3fn", 8), ("float8_e5m2", 8),
 )  # fmt: skip
 BITS: Final[dict[str, int]] = dict(DTYPES)
+# What the compiler of the Edge TPU puts in place of the operators that run there.
+EDGETPU_OPERATOR: Final = "edgetpu-custom-op"
+
 FLOAT_DTYPES: Final = frozenset(
     {"float32", "float16", "bfloat16", "float64", "float8_e4m3fn", "float8_e5m2"}
 )

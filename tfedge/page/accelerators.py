@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
+from tfedge.accelerators.edgetpu.command import without_how_to_get_it
 from tfedge.page.cells import Cell, Column, Group, Row, Table
 from tfedge.page.formats import MISSING
 from tfedge.report import RunReport
@@ -34,7 +35,7 @@ def _row(row: Mapping[str, Any]) -> Row:
     kinds = list(dict.fromkeys(left))
     more = f" and {len(kinds) - NAMED} more kinds" if len(kinds) > NAMED else ""
     compiled = row.get("compiled")
-    why_not = str(row.get("why_not", "")).partition(" Get it: ")[0]
+    why_not = without_how_to_get_it(str(row.get("why_not", "")))
     return Row(
         cells=(
             Cell(text=str(row.get("target", ""))),

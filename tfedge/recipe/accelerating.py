@@ -119,5 +119,7 @@ def sentences(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 
 def _short(why: str) -> str:
     """An error of the compiler without how to get one, which `tfedge doctor` says."""
-    first, found, _ = why.partition(" Get it: ")
-    return f"{first} `tfedge doctor edgetpu` says how to get it." if found else first
+    from tfedge.accelerators.edgetpu.command import without_how_to_get_it
+
+    short = without_how_to_get_it(why)
+    return short if short == why else f"{short} `tfedge doctor edgetpu` says how to get it."

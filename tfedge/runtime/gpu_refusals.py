@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from tfedge.errors import DelegateError
 from tfedge.inspection.decode import Fields
+from tfedge.inspection.layout import EDGETPU_OPERATOR
 from tfedge.inspection.soundness import operator_name
 from tfedge.runtime.native import one_line
 
@@ -220,7 +221,7 @@ def refused_model(
             f"{', '.join(tensors[:3])}{more}. LiteRT says: {cause}. Convert again with a fixed "
             f"batch, as `tfedge convert` does. {ON_THE_CPU}."
         )
-    if "edgetpu-custom-op" in {operator_name(fields, op) for op in _operators(fields)}:
+    if EDGETPU_OPERATOR in {operator_name(fields, op) for op in _operators(fields)}:
         return DelegateError(
             f"{opening}: it is compiled for the Edge TPU. Give the file from before its "
             "compilation."

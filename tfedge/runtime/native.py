@@ -19,6 +19,7 @@ import numpy as np
 
 from tfedge.errors import DelegateError, MissingExtraError
 from tfedge.inspection.decode import Fields
+from tfedge.inspection.layout import EDGETPU_OPERATOR
 from tfedge.inspection.soundness import operator_name
 from tfedge.report import Record
 
@@ -215,13 +216,13 @@ def refusal(
 ) -> DelegateError:
     """The error for a model that the runtime refused."""
     cause = "; ".join([one_line(error), *messages])
-    if "edgetpu-custom-op" in cause and delegate == "edgetpu":
+    if EDGETPU_OPERATOR in cause and delegate == "edgetpu":
         return DelegateError(
-            f"The Edge TPU's delegate took nothing of {path}, so that 'edgetpu-custom-op' is left: "
-            f"{cause}. The file may need a newer libedgetpu than is here, or another runtime: "
-            "`tfedge doctor edgetpu` shows what works together."
+            f"The Edge TPU's delegate took nothing of {path}, so that {EDGETPU_OPERATOR!r} is "
+            f"left: {cause}. The file may need a newer libedgetpu than is here, or another "
+            "runtime: `tfedge doctor edgetpu` shows what works together."
         )
-    if "edgetpu-custom-op" in cause:
+    if EDGETPU_OPERATOR in cause:
         return DelegateError(
             f"{path} is compiled for the Edge TPU, which {delegate!r} is not. Open it with "
             "`delegate='edgetpu'`, or give the file from before its compilation."

@@ -6,6 +6,7 @@ from typing import Final
 from tfedge.errors import DelegateError, SettingsError, did_you_mean
 from tfedge.inspection import check_sound, load_bytes
 from tfedge.inspection.decode import Fields
+from tfedge.inspection.layout import EDGETPU_OPERATOR
 from tfedge.inspection.soundness import operator_name
 from tfedge.runtime.backend import Backend
 from tfedge.runtime.interpreter import InterpreterBackend, LoadedDelegate
@@ -13,7 +14,6 @@ from tfedge.runtime.model import OpenModel, Request, ends_of
 
 DELEGATES: Final = ("none", "xnnpack", "gpu", "edgetpu")
 PRECISIONS: Final = ("fp32", "fp16")
-EDGETPU_OPERATOR: Final = "edgetpu-custom-op"
 
 
 def open_model(

@@ -32,6 +32,16 @@ HOW_TO_GET_IT: Final = (
 )
 
 
+def without_how_to_get_it(message: str) -> str:
+    """An error about a missing compiler, down to what is missing.
+
+    Example:
+        >>> without_how_to_get_it(f"It is not here. {HOW_TO_GET_IT}")
+        'It is not here.'
+    """
+    return message.partition(" Get it: ")[0]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Compiler:
     """A compiler that can be run.

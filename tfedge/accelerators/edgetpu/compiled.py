@@ -4,11 +4,12 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
-from tfedge.accelerators.edgetpu.graph import CUSTOM_OPERATOR, Graph, read_graph
+from tfedge.accelerators.edgetpu.graph import Graph, read_graph
 from tfedge.accelerators.edgetpu.package import Package, read_packages
 from tfedge.accelerators.records import OperatorMapping
 from tfedge.errors import FileFormatError
 from tfedge.inspection import check_sound, load_bytes
+from tfedge.inspection.layout import EDGETPU_OPERATOR
 from tfedge.report import Record, format_bytes
 
 ON_CPU: Final = "The compiler left it on the CPU"
@@ -96,7 +97,7 @@ def read_compiled(graph: Graph, path: str | None, size_bytes: int) -> CompiledFi
         path: Its path.
         size_bytes: Its size.
     """
-    custom = [row for row in graph.operators if row.is_custom and row.name == CUSTOM_OPERATOR]
+    custom = [row for row in graph.operators if row.is_custom and row.name == EDGETPU_OPERATOR]
     if not custom:
         return None
     packages: list[Package] = []
@@ -128,7 +129,7 @@ def compiled_rows(graph: Graph) -> tuple[OperatorMapping, ...]:
     """One row per operator of a compiled file: the custom ones are mapped, all others are not."""
     rows = []
     for operator in graph.operators:
-        mapped = operator.is_custom and operator.name == CUSTOM_OPERATOR
+        mapped = operator.is_custom and operator.name == EDGETPU_OPERATOR
         rows.append(
             OperatorMapping(
                 index=operator.index,

@@ -34,9 +34,9 @@ from tfedge.errors import CompilationError, FileFormatError, SettingsError
 from tfedge.files import check_writable, writing
 from tfedge.inspection import check_sound, load_bytes
 from tfedge.inspection.decode import Fields
+from tfedge.inspection.layout import EDGETPU_OPERATOR
 from tfedge.inspection.soundness import operator_name
 
-CUSTOM_OPERATOR: Final = "edgetpu-custom-op"
 RUNTIMES: Final = range(10, 15)  # that the compiler's page names; 16.0 writes for 14
 MOST_SEGMENTS: Final = 64
 
@@ -176,14 +176,14 @@ def _read(path: Path) -> tuple[bytes, Fields]:
     if _is_compiled(fields):
         raise CompilationError(
             f"A model is compiled once. Received: `{path}`, which holds the operator "
-            f"{CUSTOM_OPERATOR}. Give the file from before its compilation."
+            f"{EDGETPU_OPERATOR}. Give the file from before its compilation."
         )
     return data, fields
 
 
 def _is_compiled(fields: Fields) -> bool:
     return any(
-        operator_name(fields, operator) == CUSTOM_OPERATOR
+        operator_name(fields, operator) == EDGETPU_OPERATOR
         for graph in fields["subgraphs"]
         for operator in graph["operators"] or []
     )

@@ -13,7 +13,6 @@ from tfedge.inspection.layout import OPERATORS
 from tfedge.inspection.soundness import buffer_bytes, dtype_of, operator_name, shape_of
 from tfedge.inspection.weights import stored_values
 
-CUSTOM_OPERATOR: Final = "edgetpu-custom-op"
 _CUSTOM: Final = OPERATORS.index("CUSTOM")
 _NO_BYTES: Final = np.empty(0, np.uint8)
 

@@ -23,13 +23,14 @@ from tfedge.accelerators.records import Compilation, OperatorMapping
 from tfedge.errors import CompilationError, SettingsError, did_you_mean
 from tfedge.files import check_writable, write_whole
 from tfedge.inspection import InspectionReport, inspect_model, layer_of, load_bytes
+from tfedge.inspection.layout import EDGETPU_OPERATOR
 
 __all__ = ["ACCELERATORS", "TIMEOUT_S", "compile_ethosu", "find_vela"]
 
 TIMEOUT_S: Final = 600.0
 COMPILED: Final = {
     CUSTOM: "an Ethos-U (by Vela)",
-    "edgetpu-custom-op": "the Edge TPU",
+    EDGETPU_OPERATOR: "the Edge TPU",
 }
 
 
